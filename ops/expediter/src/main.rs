@@ -1,0 +1,2 @@
+//! expediter
+fn main() {}
