@@ -1,1 +1,18 @@
-//! expediter-ports
+//! What the platform asks of the outside, as traits. No vendor is named here.
+
+mod courier;
+mod log;
+mod registry;
+mod store;
+
+pub use courier::{AttemptRequest, Courier};
+pub use log::{
+    IntakeBatch, IntakeClosed, IntakeSource, LogMessage, LogState, Opened, PartitionHost,
+    PartitionIntake, PartitionLog, PublishFailure, Purge, StartPartition, Stop, Stopped,
+    Undecodable,
+};
+pub use registry::{Registered, RegistrySink};
+pub use store::{MerchantStore, StoreError, StoreUsage};
+
+/// A boxed future that can be sent to any thread.
+pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -1,1 +1,30 @@
-//! expediter-types
+//! The vocabulary of the platform: ids, time, limits, envelopes, attempt classes and outcomes.
+//!
+//! Constraints: no I/O, no clock, no serialisation format. Every value that exists is valid: the
+//! constructors check, so nobody downstream has to.
+
+mod attempt;
+mod duration;
+mod envelope;
+mod ids;
+mod merchant;
+mod outcome;
+mod rate;
+mod record;
+mod time;
+
+pub use attempt::{Answer, AttemptClass, AttemptRecord, MAX_EXCERPT};
+pub use duration::{InvalidDuration, format_duration, parse_duration};
+pub use envelope::{Envelope, OrderKey, Origin};
+pub use ids::{InvalidId, MerchantId, NodeName, OrderId, Partition, Seq};
+pub use merchant::{
+    Adapter, ClassifyRule, Idempotency, Limits, Merchant, Ordering, Predicate, Retry, Secret,
+    SecretRef,
+};
+pub use outcome::{DeadReason, Outcome, OutcomeKind};
+pub use rate::{InvalidRate, Rate};
+pub use record::{
+    AttemptCount, AttemptMark, Claim, ClaimState, ClosedBecause, ClosedMerchant, DeadLetter, Mark,
+    Record, ShiftRecord, Stamp,
+};
+pub use time::{Incarnation, Now, UnixMillis};

@@ -1,0 +1,24 @@
+use std::sync::Arc;
+
+use expediter_types::{Merchant, MerchantId};
+
+/// A merchant's entry in the registry.
+#[derive(Debug, Clone)]
+pub struct Registered {
+    pub merchant: Arc<Merchant>,
+    /// Rises with each change; the compare-and-swap value.
+    pub revision: u64,
+}
+
+/// Follows the registry. Changes come in order; the first [`RegistrySink::loaded`] follows the
+/// complete initial state.
+pub trait RegistrySink: Send + Sync + 'static {
+    /// Created or changed.
+    fn put(&self, entry: Registered);
+    /// Deleted.
+    fn remove(&self, merchant: &MerchantId);
+    /// All that was registered when the follower started was put: unknown now means unknown.
+    fn loaded(&self);
+    /// Operators let a quarantined merchant go on.
+    fn resume(&self, merchant: &MerchantId);
+}
