@@ -40,6 +40,9 @@ pub struct Recovered {
     pub stamp: Stamp,
     /// The claim that was replaced, and its epoch; `None` for the first claim of all.
     pub replaced: Option<Claim>,
+    /// Highest sequence that survived into this incarnation of the log; what a store holds above
+    /// it from an older incarnation must be published again.
+    pub cut: Seq,
     /// Epoch whose store may be trusted; 0 for none.
     pub replaced_epoch: Seq,
     pub low_water: Seq,
