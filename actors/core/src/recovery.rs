@@ -31,7 +31,9 @@ pub enum EntryBody {
 pub struct Finished {
     pub seq: Seq,
     pub merchant: MerchantId,
-    pub repeat: Repeat,
+    /// How publishers' repeats of it are noticed; `None` for an outcome that only closes a
+    /// sequence (`duplicate`, `id_conflict`): the order with that id is another one.
+    pub repeat: Option<Repeat>,
 }
 
 /// The state of a partition at its claim.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use expediter_core::Order;
 use expediter_core::recovery::Recovered;
+use expediter_core::store::PartitionMeta;
 use expediter_types::{MerchantId, Partition, Record, Seq, UnixMillis};
 
 use crate::BoxFuture;
@@ -147,6 +148,10 @@ pub struct Stopped {
 
 /// The side of the node that works on partitions; ownership calls it.
 pub trait PartitionHost: Debug + Send + Sync + 'static {
+    /// What the store has of a partition that is not started: asked before recovery, it tells how
+    /// far OUTCOMES must be read and whether the log is still the same. `None`: nothing stored.
+    fn meta(&self, partition: Partition) -> BoxFuture<'static, Option<PartitionMeta>>;
+
     /// Begins work on a claimed partition.
     fn start(&self, start: StartPartition) -> BoxFuture<'static, Result<Opened, String>>;
 
