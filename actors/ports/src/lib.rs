@@ -1,6 +1,8 @@
 //! What the platform asks of the outside, as traits. No vendor is named here.
 
 mod courier;
+#[cfg(feature = "fakes")]
+pub mod fakes;
 mod log;
 mod registry;
 mod store;
@@ -12,7 +14,7 @@ pub use log::{
     Undecodable,
 };
 pub use registry::{Registered, RegistrySink};
-pub use store::{MerchantStore, StoreError, StoreUsage};
+pub use store::{MerchantStore, StoreError, StoreUsage, looked_at};
 
 /// A boxed future that can be sent to any thread.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

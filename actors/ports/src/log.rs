@@ -97,8 +97,11 @@ pub enum Purge {
 pub trait PartitionLog: Debug + Send + Sync + 'static {
     /// Publishes a record under the fence. The caller has one record under way at a time and
     /// repeats it with the same `number` until it is decided. Gives the OUTCOMES sequence.
-    fn publish(&self, number: u64, record: Record)
-    -> BoxFuture<'static, Result<Seq, PublishFailure>>;
+    fn publish(
+        &self,
+        number: u64,
+        record: Record,
+    ) -> BoxFuture<'static, Result<Seq, PublishFailure>>;
 
     /// Deletes finished orders after checking the log's identity.
     fn purge(&self, purge: Purge) -> BoxFuture<'static, Result<(), PublishFailure>>;

@@ -18,7 +18,7 @@ pub trait MerchantStore: Debug + Send + Sync + 'static {
     fn drop_partition(&self, partition: Partition) -> Result<(), StoreError>;
 
     /// Orders of a merchant with `from <= seq <= up_to` that pass the gate; at most `limit`, and
-    /// after a bounded number of looked-at orders fewer.
+    /// fewer after [`looked_at`] orders. When there was nothing left, `next` is behind `up_to`.
     fn ready(
         &self,
         partition: Partition,
@@ -30,7 +30,8 @@ pub trait MerchantStore: Debug + Send + Sync + 'static {
     ) -> Result<Ready, StoreError>;
 
     /// Orders of a merchant that wait for a time at or before `until`; with
-    /// [`Gate::HeadOfKey`] only the oldest stored one of each key.
+    /// [`Gate::HeadOfKey`] only the oldest stored one of each key: of the others, those whose time
+    /// has come do not count for `next`, because a timer would never be done with them.
     fn due(
         &self,
         partition: Partition,
@@ -65,10 +66,17 @@ pub trait MerchantStore: Debug + Send + Sync + 'static {
     ) -> Result<Option<Stored>, StoreError>;
 
     /// The lowest sequence stored of a merchant.
-    fn first(&self, partition: Partition, merchant: &MerchantId) -> Result<Option<Seq>, StoreError>;
+    fn first(&self, partition: Partition, merchant: &MerchantId)
+    -> Result<Option<Seq>, StoreError>;
 
     /// For metrics.
     fn usage(&self) -> StoreUsage;
+}
+
+/// How many orders [`MerchantStore::ready`] looks at for one answer.
+#[must_use]
+pub fn looked_at(limit: usize) -> usize {
+    limit.saturating_mul(4).saturating_add(256)
 }
 
 /// What the store occupies.
