@@ -3,8 +3,17 @@
 //! Inputs and [`Now`](expediter_types::Now) go in, effects and commands come out. What runs here in
 //! production runs unchanged in the seeded simulation.
 
+pub mod backoff;
+pub mod invariants;
+pub mod ledger;
+pub mod limiter;
+mod log;
+pub mod merchant;
 mod order;
+pub mod partition;
 pub mod recovery;
+pub mod repeats;
 pub mod store;
 
+pub use log::{IntakeSource, LogMessage, Undecodable};
 pub use order::{Order, OrderState, Stored, key_hash, payload_hash};

@@ -18,7 +18,11 @@ pub enum StoreOp {
     /// Keeps an order; replaces one with the same address.
     Put(Stored),
     /// Replaces the state of an order; nothing happens when it is not there.
-    SetState { merchant: MerchantId, seq: Seq, state: OrderState },
+    SetState {
+        merchant: MerchantId,
+        seq: Seq,
+        state: OrderState,
+    },
     /// Forgets an order; nothing happens when it is not there.
     Remove { merchant: MerchantId, seq: Seq },
     /// Replaces the partition's meta record.
@@ -59,19 +63,16 @@ pub struct StoredPartition {
     /// `None`: the store has nothing of this partition.
     pub meta: Option<PartitionMeta>,
     pub merchants: Vec<StoredMerchant>,
-    /// Sequences of all its orders.
-    pub orders: RoaringTreemap,
     /// Chunks of repeats, oldest first.
     pub repeats: Vec<(u64, Vec<Repeat>)>,
 }
 
 /// A merchant's backlog in the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StoredMerchant {
     pub merchant: MerchantId,
-    pub count: u64,
-    pub first: Seq,
-    pub last: Seq,
+    /// Sequences of its orders.
+    pub orders: RoaringTreemap,
     /// Earliest due time among its waiting orders.
     pub next_due: Option<UnixMillis>,
 }

@@ -1,0 +1,551 @@
+//! A merchant's state machine: which of the orders in its mailbox goes next, and what an answer
+//! means for the order and for the merchant.
+//!
+//! Constraints: it holds no payload and no attempt history (the partition does), so that it can be
+//! rebuilt at any moment from the partition's window. Its orders are either ready, behind an older
+//! order of their key, or running. What has to wait longer leaves it by an [`Effect`].
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use expediter_types::{
+    AttemptClass, ClosedBecause, DeadReason, Idempotency, Merchant, Now, OutcomeKind, Seq,
+    UnixMillis,
+};
+
+use crate::{backoff, limiter::Limiter};
+
+/// A merchant closed for longer than this gives its waiting orders back.
+const SHORT_CLOSURE: Duration = Duration::from_secs(2);
+/// A suspended or misconfigured merchant is probed with one order so often.
+pub const PROBE_EVERY: Duration = Duration::from_secs(60);
+/// How long our own fault holds a merchant's orders back.
+const LOCAL_PAUSE: Duration = Duration::from_secs(1);
+/// For a 429 without a Retry-After that the adapter filled in.
+const DEFAULT_CLOSURE: Duration = Duration::from_secs(1);
+
+/// An order as the machine sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    pub seq: Seq,
+    /// Orders of one key go in sequence; the partition decides what the key is.
+    pub key: Option<u64>,
+    pub deadline: UnixMillis,
+    /// Counted so far.
+    pub attempts: u32,
+    pub first_attempt: Option<UnixMillis>,
+    /// An attempt may have been received.
+    pub ambiguous: bool,
+}
+
+/// What the partition has to do about an order, or has to know of the merchant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// The order ended and left.
+    Finish { seq: Seq, kind: OutcomeKind },
+    /// The order left and waits for a time.
+    Defer {
+        seq: Seq,
+        due: UnixMillis,
+        counted: bool,
+        ambiguous: bool,
+    },
+    /// The order left; it could go when the merchant can take it.
+    Return { seq: Seq },
+    /// The order stays, its attempt ended without counting.
+    Again { seq: Seq },
+    /// The merchant closed or opened.
+    Closure(Option<Closure>),
+}
+
+/// The merchant takes nothing for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closure {
+    pub because: ClosedBecause,
+    /// It opens (rate limited), or is probed, by the wall clock.
+    pub until: UnixMillis,
+}
+
+/// What could happen next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// This order may start now.
+    Start(Seq),
+    /// Nothing before this time of the monotonic clock.
+    At(u64),
+    /// Nothing until an input.
+    Idle,
+}
+
+/// How many more orders the merchant wants in its mailbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepting {
+    /// Up to its mailbox.
+    Open,
+    /// None before this time of the wall clock.
+    ClosedUntil(UnixMillis),
+    /// One, to find out whether the merchant is back.
+    Probe,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    offer: Offer,
+    /// Number of the running attempt.
+    running: Option<u32>,
+}
+
+/// One merchant's machine.
+#[derive(Debug)]
+pub struct MerchantMachine {
+    merchant: Arc<Merchant>,
+    limiter: Limiter,
+    slots: BTreeMap<Seq, Slot>,
+    /// Heads of their keys and orders without one, not running.
+    ready: BTreeSet<Seq>,
+    keys: HashMap<u64, VecDeque<Seq>>,
+    deadlines: BTreeSet<(UnixMillis, Seq)>,
+    running: u32,
+    closure: Option<Closure>,
+    /// Our own fault: nothing starts before this monotonic time.
+    paused_until: u64,
+    halted: bool,
+    effects: Vec<Effect>,
+}
+
+impl MerchantMachine {
+    /// An idle machine. `limits_since`: start of the epoch by the monotonic clock; nothing of the
+    /// rate is available at it. A closure that still holds is taken over.
+    #[must_use]
+    pub fn new(merchant: Arc<Merchant>, limits_since: u64, closure: Option<Closure>) -> Self {
+        let limits = &merchant.limits;
+        Self {
+            limiter: Limiter::empty_since(limits.rate, limits.burst, limits_since),
+            merchant,
+            slots: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            keys: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            running: 0,
+            closure,
+            paused_until: 0,
+            halted: false,
+            effects: Vec::new(),
+        }
+    }
+
+    /// Takes an order into the mailbox. One it already has is ignored.
+    pub fn offer(&mut self, offer: Offer, now: Now) {
+        if self.slots.contains_key(&offer.seq) {
+            return;
+        }
+        self.slots.insert(
+            offer.seq,
+            Slot {
+                offer,
+                running: None,
+            },
+        );
+        self.deadlines.insert((offer.deadline, offer.seq));
+        match offer.key {
+            None => {
+                self.ready.insert(offer.seq);
+            }
+            Some(key) => {
+                let queue = self.keys.entry(key).or_default();
+                let old_head = queue.front().copied();
+                let place = queue.partition_point(|seq| *seq < offer.seq);
+                queue.insert(place, offer.seq);
+                if place == 0 {
+                    // A head that runs keeps its turn; the older order follows when it ends.
+                    let head_waits = old_head.is_none_or(|head| self.ready.remove(&head));
+                    if head_waits {
+                        self.ready.insert(offer.seq);
+                    }
+                }
+            }
+        }
+        if self.returns_waiting(now) {
+            self.return_all();
+        }
+    }
+
+    /// Takes over an attempt that is running: the machine was rebuilt.
+    pub fn adopt(&mut self, seq: Seq, number: u32) {
+        if let Some(slot) = self.slots.get_mut(&seq)
+            && slot.running.is_none()
+        {
+            slot.running = Some(number);
+            self.running += 1;
+            self.ready.remove(&seq);
+            self.deadlines.remove(&(slot.offer.deadline, seq));
+        }
+    }
+
+    /// Another manifest: limits act at once, and a suspended merchant gets another chance.
+    pub fn change(&mut self, merchant: Arc<Merchant>, now: Now) {
+        let limits = &merchant.limits;
+        self.limiter.change(limits.rate, limits.burst, now.mono);
+        let reopens = self
+            .closure
+            .is_some_and(|c| c.because != ClosedBecause::RateLimited);
+        if reopens {
+            self.open();
+        }
+        self.merchant = merchant;
+    }
+
+    /// Starts nothing more; running attempts end.
+    pub fn halt(&mut self) {
+        self.halted = true;
+    }
+
+    /// What could be done now. Expires what is past its deadline on the way.
+    pub fn next(&mut self, now: Now) -> Next {
+        self.expire(now);
+        if self.halted {
+            return Next::Idle;
+        }
+        let wake = |wall: UnixMillis| {
+            now.mono
+                .saturating_add(wall.saturating_sub(now.wall).saturating_mul(1_000))
+                .max(now.mono + 1)
+        };
+        let deadline = self.deadlines.first().map(|(deadline, _)| wake(*deadline));
+        let at = |time: u64| Next::At(deadline.map_or(time, |d| d.min(time)));
+        let waiting = deadline.map_or(Next::Idle, Next::At);
+        if let Some(closure) = self.closure {
+            if closure.until > now.wall {
+                return at(wake(closure.until));
+            }
+            match closure.because {
+                ClosedBecause::RateLimited => self.open(),
+                // One probe at a time; its answer decides.
+                _ if self.running > 0 => return waiting,
+                _ => {}
+            }
+        }
+        let Some(seq) = self.ready.first().copied() else {
+            return waiting;
+        };
+        if self.running >= self.merchant.limits.concurrency {
+            return waiting;
+        }
+        let earliest = self.limiter.ready_at().max(self.paused_until);
+        if earliest > now.mono {
+            return at(earliest);
+        }
+        Next::Start(seq)
+    }
+
+    /// Starts what [`MerchantMachine::next`] named, and gives the attempt's number.
+    pub fn start(&mut self, seq: Seq, now: Now) -> Option<u32> {
+        let slot = self.slots.get_mut(&seq)?;
+        if !self.ready.remove(&seq) {
+            return None;
+        }
+        let number = slot.offer.attempts + 1;
+        slot.running = Some(number);
+        slot.offer.first_attempt.get_or_insert(now.wall);
+        self.deadlines.remove(&(slot.offer.deadline, seq));
+        self.limiter.take(now.mono);
+        self.running += 1;
+        Some(number)
+    }
+
+    /// An attempt ended. `random`: any 64 bits, for the jitter. Stale answers are ignored.
+    pub fn answer(
+        &mut self,
+        seq: Seq,
+        number: u32,
+        class: AttemptClass,
+        retry_after: Option<Duration>,
+        now: Now,
+        random: u64,
+    ) {
+        let Some(slot) = self
+            .slots
+            .get(&seq)
+            .filter(|slot| slot.running == Some(number))
+        else {
+            return;
+        };
+        let offer = slot.offer;
+        self.running -= 1;
+        if class == AttemptClass::RateLimited || retry_after.is_some() {
+            self.close(
+                ClosedBecause::RateLimited,
+                retry_after.unwrap_or(DEFAULT_CLOSURE),
+                now,
+            );
+        }
+        match class {
+            AttemptClass::Delivered | AttemptClass::AlreadyDone => {
+                if self
+                    .closure
+                    .is_some_and(|c| c.because != ClosedBecause::RateLimited)
+                {
+                    self.open();
+                }
+                self.finish(seq, OutcomeKind::Delivered);
+            }
+            AttemptClass::Rejected => self.finish(seq, OutcomeKind::Rejected),
+            AttemptClass::Invalid => {
+                self.finish(seq, OutcomeKind::DeadLettered(DeadReason::Invalid));
+            }
+            AttemptClass::Retry => self.try_again(offer, false, now, random),
+            AttemptClass::Ambiguous => self.try_again(offer, true, now, random),
+            AttemptClass::RateLimited => self.again(seq),
+            AttemptClass::Local => {
+                self.paused_until = now
+                    .mono
+                    .saturating_add(u64::try_from(LOCAL_PAUSE.as_micros()).unwrap_or(0));
+                self.again(seq);
+            }
+            AttemptClass::Suspended => {
+                self.again(seq);
+                self.close(ClosedBecause::Suspended, PROBE_EVERY, now);
+            }
+            AttemptClass::Misconfigured => {
+                self.again(seq);
+                self.close(ClosedBecause::Misconfigured, PROBE_EVERY, now);
+            }
+        }
+        if self.returns_waiting(now) {
+            self.return_all();
+        }
+    }
+
+    /// A delivery that may have been received goes again only to a merchant that deduplicates,
+    /// and only while it remembers the key.
+    fn try_again(&mut self, offer: Offer, received: bool, now: Now, random: u64) {
+        let ambiguous = received || offer.ambiguous;
+        let adapter = &self.merchant.adapter;
+        let attempts = offer.attempts + 1;
+        let wait = backoff::wait(&self.merchant.retry, attempts, random);
+        let due = now.wall.saturating_add(millis(wait));
+        let remembered_until = offer
+            .first_attempt
+            .unwrap_or(now.wall)
+            .saturating_add(millis(adapter.idempotency_window));
+        let repeatable = adapter.idempotency == Idempotency::Native && due < remembered_until;
+        let exhausted = attempts >= self.merchant.retry.max_attempts;
+        if ambiguous && (!repeatable || exhausted) {
+            self.finish(offer.seq, OutcomeKind::DeadLettered(DeadReason::Ambiguous));
+        } else if exhausted {
+            self.finish(
+                offer.seq,
+                OutcomeKind::DeadLettered(DeadReason::AttemptsExhausted),
+            );
+        } else {
+            self.effects.push(Effect::Defer {
+                seq: offer.seq,
+                due,
+                counted: true,
+                ambiguous,
+            });
+            self.leave_with_followers(offer.seq);
+        }
+    }
+
+    /// The attempt does not count; the order may go as soon as the merchant can.
+    fn again(&mut self, seq: Seq) {
+        if let Some(slot) = self.slots.get_mut(&seq) {
+            slot.running = None;
+            self.deadlines.insert((slot.offer.deadline, seq));
+            self.ready.insert(seq);
+            self.effects.push(Effect::Again { seq });
+        }
+    }
+
+    fn finish(&mut self, seq: Seq, kind: OutcomeKind) {
+        self.effects.push(Effect::Finish { seq, kind });
+        self.leave(seq);
+    }
+
+    /// Forgets an order; the next of its key becomes ready.
+    fn leave(&mut self, seq: Seq) {
+        let Some(slot) = self.slots.remove(&seq) else {
+            return;
+        };
+        self.ready.remove(&seq);
+        self.deadlines.remove(&(slot.offer.deadline, seq));
+        let Some(key) = slot.offer.key else { return };
+        let Some(queue) = self.keys.get_mut(&key) else {
+            return;
+        };
+        queue.retain(|other| *other != seq);
+        match queue.front() {
+            None => {
+                self.keys.remove(&key);
+            }
+            Some(head) => {
+                if self
+                    .slots
+                    .get(head)
+                    .is_some_and(|slot| slot.running.is_none())
+                {
+                    self.ready.insert(*head);
+                }
+            }
+        }
+    }
+
+    /// An order leaves and others of its key must not overtake it.
+    fn leave_with_followers(&mut self, seq: Seq) {
+        let key = self.slots.get(&seq).and_then(|slot| slot.offer.key);
+        let followers = key
+            .and_then(|key| self.keys.remove(&key))
+            .unwrap_or_default();
+        for follower in followers {
+            if follower != seq {
+                self.effects.push(Effect::Return { seq: follower });
+                self.leave(follower);
+            }
+        }
+        self.leave(seq);
+    }
+
+    fn close(&mut self, because: ClosedBecause, wait: Duration, now: Now) {
+        let until = now.wall.saturating_add(millis(wait));
+        // A suspension outlasts a request to wait; of two requests to wait the later counts.
+        let closure = match self.closure {
+            Some(old) if because == ClosedBecause::RateLimited => Closure {
+                because: old.because,
+                until: old.until.max(until),
+            },
+            _ => Closure { because, until },
+        };
+        if self.closure != Some(closure) {
+            self.closure = Some(closure);
+            self.effects.push(Effect::Closure(Some(closure)));
+        }
+    }
+
+    fn open(&mut self) {
+        if self.closure.take().is_some() {
+            self.effects.push(Effect::Closure(None));
+        }
+    }
+
+    fn returns_waiting(&self, now: Now) -> bool {
+        self.closure
+            .is_some_and(|c| c.until > now.wall.saturating_add(millis(SHORT_CLOSURE)))
+    }
+
+    fn return_all(&mut self) {
+        let waiting: Vec<Seq> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.running.is_none())
+            .map(|(seq, _)| *seq)
+            .collect();
+        for seq in waiting {
+            self.effects.push(Effect::Return { seq });
+            self.leave(seq);
+        }
+    }
+
+    fn expire(&mut self, now: Now) {
+        while let Some((deadline, seq)) = self.deadlines.first().copied() {
+            if deadline > now.wall {
+                return;
+            }
+            let ambiguous = self
+                .slots
+                .get(&seq)
+                .is_some_and(|slot| slot.offer.ambiguous);
+            self.finish(seq, expiry(ambiguous));
+        }
+    }
+
+    /// What the machine wants of the partition since the last call.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Whether more orders are wanted.
+    #[must_use]
+    pub fn accepting(&self, now: Now) -> Accepting {
+        match self.closure {
+            None => Accepting::Open,
+            Some(c) if c.until > now.wall.saturating_add(millis(SHORT_CLOSURE)) => {
+                Accepting::ClosedUntil(c.until)
+            }
+            Some(c) if c.because == ClosedBecause::RateLimited => Accepting::Open,
+            Some(_) => Accepting::Probe,
+        }
+    }
+
+    /// Attempts in flight.
+    #[must_use]
+    pub fn running(&self) -> u32 {
+        self.running
+    }
+
+    /// Orders in the mailbox, running ones included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// No order is in the mailbox.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// It may be let go: rebuilding it later gives the same.
+    #[must_use]
+    pub fn is_idle(&self, now: Now) -> bool {
+        self.slots.is_empty() && self.limiter.is_full(now.mono)
+    }
+
+    /// Panics on states that cannot be, in tests and simulations.
+    pub fn check(&self) {
+        let running = self
+            .slots
+            .values()
+            .filter(|slot| slot.running.is_some())
+            .count();
+        assert_eq!(
+            running, self.running as usize,
+            "running attempts are miscounted"
+        );
+        for seq in &self.ready {
+            let slot = self
+                .slots
+                .get(seq)
+                .expect("ready orders are in the mailbox");
+            assert!(slot.running.is_none(), "a running order is ready");
+            if let Some(queue) = slot.offer.key.and_then(|key| self.keys.get(&key)) {
+                assert_eq!(
+                    queue.front(),
+                    Some(seq),
+                    "ORD-4: a ready order is behind its key"
+                );
+            }
+        }
+        for queue in self.keys.values() {
+            assert!(
+                queue.iter().is_sorted(),
+                "ORD-4: a key's orders are out of sequence"
+            );
+        }
+    }
+}
+
+/// How an order ends whose time is over.
+#[must_use]
+pub fn expiry(ambiguous: bool) -> OutcomeKind {
+    if ambiguous {
+        OutcomeKind::DeadLettered(DeadReason::Ambiguous)
+    } else {
+        OutcomeKind::Expired
+    }
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

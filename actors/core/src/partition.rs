@@ -1,0 +1,504 @@
+//! One partition's owner: takes orders from the log, gives them to the merchants' machines, keeps
+//! what waits in the store, and writes outcomes under the fence (PROTOCOL.md).
+//!
+//! Constraints: pure. Inputs are methods; what is to be done comes out as [`Command`]s, store
+//! batches and records. The caller carries them out in order: store batches and loads pass through
+//! one queue, and one record is under way at a time.
+
+mod backlog;
+mod drain;
+mod intake;
+mod merchants;
+mod query;
+mod writer;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use expediter_types::{
+    AttemptCount, Merchant, MerchantId, Now, Ordering, OutcomeKind, Partition, Seq, Stamp,
+    UnixMillis,
+};
+
+use crate::merchant::{Closure, Offer, millis};
+use crate::recovery::Recovered;
+use crate::repeats::Repeats;
+use crate::store::{Gate, PartitionMeta, StoreBatch, StoreOp, StoredPartition};
+use crate::{Order, Stored, key_hash, ledger::Ledger};
+
+pub use backlog::{Load, Loaded};
+pub use drain::Drained;
+pub use merchants::Report;
+pub use query::{Located, MerchantRow, MerchantState};
+pub use writer::Acked;
+
+use backlog::Backlog;
+use merchants::Held;
+use writer::Writer;
+
+/// How a partition behaves; the defaults are the product's.
+#[derive(Debug, Clone)]
+pub struct PartitionConfig {
+    /// An outcome waits so long for company, in microseconds; 10 ms.
+    pub linger: u64,
+    /// At most so many outcomes in one record; 256.
+    pub group: usize,
+    /// An order that is unfinished for so long is written to the store, in microseconds; 2 s.
+    pub spill_after: u64,
+    /// Between two marks, in microseconds; 3 s.
+    pub mark_every: u64,
+    /// Orders of unknown merchants wait so long, in milliseconds; 10 min.
+    pub unknown_grace: u64,
+    /// An actor without orders is let go after this, in microseconds; 30 s.
+    pub idle_after: u64,
+    /// Ids remembered to notice publishers' repeats.
+    pub repeats: usize,
+    /// So many panics within [`PartitionConfig::panic_window`] quarantine a merchant; 5.
+    pub panics: usize,
+    /// In microseconds; 60 s.
+    pub panic_window: u64,
+    /// Outcomes that may wait for their acknowledgement before no more attempts start; 10,000.
+    pub unconfirmed: usize,
+}
+
+impl Default for PartitionConfig {
+    fn default() -> Self {
+        Self {
+            linger: 10_000,
+            group: 256,
+            spill_after: 2_000_000,
+            mark_every: 3_000_000,
+            unknown_grace: 600_000,
+            idle_after: 30_000_000,
+            repeats: 312_500,
+            panics: 5,
+            panic_window: 60_000_000,
+            unconfirmed: 10_000,
+        }
+    }
+}
+
+/// The registry as the partition sees it: complete before intake starts.
+pub trait Directory {
+    /// The merchant's current manifest.
+    fn merchant(&self, id: &MerchantId) -> Option<Arc<Merchant>>;
+}
+
+/// What the caller has to do, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Start the merchant's actor, or start it anew after a panic, with what it already holds.
+    Activate {
+        merchant: Arc<Merchant>,
+        /// Reports of another incarnation are ignored.
+        incarnation: u64,
+        limits_since: u64,
+        closure: Option<Closure>,
+        /// Its orders, with the number of the attempt that runs.
+        window: Vec<(Offer, Option<u32>)>,
+    },
+    /// Put an order into the actor's mailbox.
+    Offer { merchant: MerchantId, offer: Offer },
+    /// Tell the actor how an attempt ended.
+    Answer {
+        merchant: MerchantId,
+        seq: Seq,
+        number: u32,
+        class: expediter_types::AttemptClass,
+        retry_after: Option<std::time::Duration>,
+    },
+    /// Tell the actor about another manifest.
+    Change(Arc<Merchant>),
+    /// Tell the actor to start nothing more.
+    Halt(MerchantId),
+    /// Let the actor go.
+    Release(MerchantId),
+    /// Send a request now.
+    Launch {
+        merchant: Arc<Merchant>,
+        order: Arc<Order>,
+        number: u32,
+    },
+    /// Read from the store, after everything it was told before.
+    Load(Load),
+    /// Ask the registry itself whether this merchant is registered.
+    Confirm(MerchantId),
+    /// Delete finished orders of this merchant below the sequence from the log.
+    Purge { merchant: MerchantId, below: Seq },
+    /// For logs and metrics.
+    Event(Event),
+}
+
+/// Something that operators count or read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    Taken(u64),
+    Finished {
+        kind: OutcomeKind,
+        count: u64,
+    },
+    /// From the broker's timestamp to the first start, in milliseconds.
+    FirstStart {
+        waited_ms: u64,
+    },
+    Closed {
+        merchant: MerchantId,
+        closure: Closure,
+    },
+    Opened {
+        merchant: MerchantId,
+    },
+    Quarantined {
+        merchant: MerchantId,
+    },
+    DeadLettered {
+        merchant: MerchantId,
+        id: expediter_types::OrderId,
+        reason: expediter_types::DeadReason,
+    },
+    UnknownMerchant {
+        merchant: MerchantId,
+    },
+    /// The broker lost acknowledged orders; so many are published again.
+    LogLost {
+        republish: u64,
+        parked: u64,
+    },
+}
+
+/// A decided order whose outcome is not acknowledged yet.
+#[derive(Debug)]
+struct Finishing {
+    merchant: MerchantId,
+    in_store: bool,
+    key: Option<u64>,
+}
+
+/// Why an order from before this epoch needs care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    /// An unrepeatable attempt was in flight and nobody knows its answer.
+    Unrepeatable,
+    /// It was still running at a hand-over; may go again (with its key) after this time.
+    Until(UnixMillis),
+}
+
+/// The owner of one partition, for one epoch.
+#[derive(Debug)]
+pub struct PartitionMachine {
+    partition: Partition,
+    stamp: Stamp,
+    config: PartitionConfig,
+    ledger: Ledger,
+    backlogs: HashMap<MerchantId, Backlog>,
+    /// Orders that are in a mailbox; the payload and the running attempt are here.
+    window: HashMap<Seq, Held>,
+    /// Decided, and not acknowledged yet: whether the store has it, and whose it is.
+    finishing: HashMap<Seq, Finishing>,
+    writer: Writer,
+    repeats: Repeats,
+    doubts: HashMap<Seq, Doubt>,
+    /// Attempts of unfinished orders, for the mark; bounded.
+    attempted: BTreeMap<Seq, AttemptCount>,
+    /// What the former owner knew about orders that this store does not have.
+    inherited: HashMap<Seq, AttemptCount>,
+    /// Orders from before the claim may have been sent by the former owner since this time.
+    sent_since: Option<(UnixMillis, UnixMillis)>,
+    unknown_since: BTreeMap<MerchantId, UnixMillis>,
+    confirming: HashSet<MerchantId>,
+    /// When a merchant is to be looked at again, by the wall clock; stale entries are harmless.
+    timers: BTreeSet<(UnixMillis, MerchantId)>,
+    /// Ordered merchants that wait for the main reader to pass what is older.
+    gated: HashSet<MerchantId>,
+    gated_seen: Seq,
+    ops: Vec<StoreOp>,
+    batch_number: u64,
+    committed: u64,
+    written_meta: Option<PartitionMeta>,
+    last_taken: (Seq, UnixMillis),
+    commands: VecDeque<Command>,
+    limits_since: u64,
+    last_tick: u64,
+    expiring: bool,
+    draining: bool,
+    running: u32,
+    purges: purge::Purges,
+    incarnations: u64,
+}
+
+mod purge;
+
+impl PartitionMachine {
+    /// Begins an epoch. `stored` is what the store holds of this partition, trusted or not; gives
+    /// the machine and the orders that the broker lost and that must be published again.
+    pub fn start(
+        partition: Partition,
+        recovered: Recovered,
+        stored: StoredPartition,
+        config: PartitionConfig,
+        now: Now,
+    ) -> Self {
+        let same_log = stored
+            .meta
+            .is_none_or(|m| m.incarnation == recovered.stamp.incarnation);
+        let trusted = same_log
+            && recovered.replaced_epoch != 0
+            && stored
+                .meta
+                .is_some_and(|meta| meta.epoch == recovered.replaced_epoch);
+        let mut repeats = Repeats::new(config.repeats);
+        let mut open = roaring::RoaringTreemap::new();
+        let mut position = 0;
+        let mut ops = Vec::new();
+        let mut backlogs = HashMap::new();
+        if trusted {
+            repeats.load(stored.repeats);
+            position = stored.meta.map_or(0, |meta| meta.position);
+            for mut entry in stored.merchants {
+                // Finished by an outcome that was acknowledged before the store was told.
+                let (kept, done): (Vec<Seq>, Vec<Seq>) = entry.orders.iter().partition(|seq| {
+                    *seq > recovered.low_water && !recovered.finished.contains(*seq)
+                });
+                for seq in done {
+                    entry.orders.remove(seq);
+                    ops.push(StoreOp::Remove {
+                        merchant: entry.merchant.clone(),
+                        seq,
+                    });
+                }
+                open.extend(kept);
+                backlogs.insert(entry.merchant.clone(), Backlog::of_stored(&entry));
+            }
+        }
+        for entry in recovered.repeats {
+            repeats.insert(entry);
+        }
+        let read_after = recovered.low_water.max(position);
+        let crashed = recovered
+            .replaced
+            .as_ref()
+            .is_some_and(|claim| matches!(claim.state, expediter_types::ClaimState::Held));
+        let mut doubts: HashMap<Seq, Doubt> = recovered
+            .running
+            .iter()
+            .map(|seq| (*seq, Doubt::Until(recovered.busy_until)))
+            .collect();
+        let mut writer = Writer::new(recovered.covers, recovered.repeats_from, now);
+        for (merchant, seq, id) in recovered.in_flight {
+            doubts.insert(seq, Doubt::Unrepeatable);
+            writer.inherit_attempt(merchant, seq, id);
+        }
+        let mut machine = Self {
+            partition,
+            stamp: recovered.stamp,
+            ledger: Ledger::new(recovered.low_water, recovered.finished, open, read_after),
+            backlogs,
+            window: HashMap::new(),
+            finishing: HashMap::new(),
+            writer,
+            repeats,
+            doubts,
+            attempted: BTreeMap::new(),
+            inherited: if trusted {
+                HashMap::new()
+            } else {
+                recovered
+                    .attempts
+                    .iter()
+                    .map(|count| (count.seq, *count))
+                    .collect()
+            },
+            sent_since: crashed.then_some((recovered.marked_at, now.wall)),
+            unknown_since: recovered.unknown_since.into_iter().collect(),
+            confirming: HashSet::new(),
+            timers: BTreeSet::new(),
+            gated: HashSet::new(),
+            gated_seen: 0,
+            ops,
+            batch_number: 0,
+            committed: 0,
+            written_meta: None,
+            last_taken: stored
+                .meta
+                .filter(|_| trusted)
+                .map_or((0, 0), |meta| (meta.last_taken, meta.last_taken_at)),
+            commands: VecDeque::new(),
+            limits_since: now.mono,
+            last_tick: now.mono,
+            expiring: false,
+            draining: false,
+            running: 0,
+            purges: purge::Purges::default(),
+            incarnations: 0,
+            config,
+        };
+        for count in recovered.attempts {
+            if trusted && machine.ledger.is_open(count.seq) {
+                machine.attempted.insert(count.seq, count);
+            }
+        }
+        for closed in recovered.closed {
+            let closure = Closure {
+                because: closed.because,
+                until: closed.until,
+            };
+            let backlog = machine
+                .backlogs
+                .entry(closed.merchant)
+                .or_insert_with(Backlog::new);
+            backlog.closure = Some(closure);
+        }
+        machine.write_meta();
+        machine
+    }
+
+    /// Looks at every merchant that has stored orders; call once after the start, and for orders
+    /// whose merchant was not known at once.
+    pub fn wake_all(&mut self, directory: &dyn Directory, now: Now) {
+        let all: Vec<MerchantId> = self.backlogs.keys().cloned().collect();
+        for merchant in all {
+            self.refill(&merchant, directory, now);
+        }
+    }
+
+    /// What is to be done, in order.
+    pub fn take_commands(&mut self) -> std::collections::vec_deque::IntoIter<Command> {
+        std::mem::take(&mut self.commands).into_iter()
+    }
+
+    /// Changes for the store since the last call, and their number for
+    /// [`PartitionMachine::on_committed`]. Must reach the store before any later load.
+    pub fn take_batch(&mut self) -> Option<(u64, StoreBatch)> {
+        if self.ops.is_empty() {
+            return None;
+        }
+        self.batch_number += 1;
+        let ops = std::mem::take(&mut self.ops);
+        Some((
+            self.batch_number,
+            StoreBatch {
+                partition: self.partition,
+                ops,
+            },
+        ))
+    }
+
+    /// The store made everything up to this batch durable.
+    pub fn on_committed(&mut self, number: u64) {
+        self.committed = self.committed.max(number);
+    }
+
+    /// Time passed. Call at [`PartitionMachine::wake_at`] at the latest.
+    pub fn tick(&mut self, directory: &dyn Directory, now: Now) {
+        while let Some((at, merchant)) = self.timers.first().cloned() {
+            if at > now.wall {
+                break;
+            }
+            self.timers.pop_first();
+            self.refill(&merchant, directory, now);
+        }
+        if now.mono.saturating_sub(self.last_tick) < 900_000 {
+            return;
+        }
+        self.last_tick = now.mono;
+        self.spill(now);
+        self.poke_gated(directory, now);
+        self.look_at_unknown(directory, now);
+        if !self.expiring && self.stored_orders() > 0 {
+            self.expiring = true;
+            self.commands
+                .push_back(Command::Load(Load::Expired { until: now.wall }));
+        }
+        self.release_idle(now);
+        self.plan_mark(now);
+        self.plan_purges();
+    }
+
+    /// When [`PartitionMachine::tick`] wants to be called again, by the monotonic clock.
+    #[must_use]
+    pub fn wake_at(&self, now: Now) -> u64 {
+        let mut at = self.last_tick + 1_000_000;
+        if let Some((due, _)) = self.timers.first() {
+            at = at.min(now.mono + due.saturating_sub(now.wall).saturating_mul(1_000));
+        }
+        if let Some(flush) = self.writer.flush_at(&self.config) {
+            at = at.min(flush);
+        }
+        at.max(now.mono)
+    }
+
+    /// Every message of the partition up to here was taken.
+    #[must_use]
+    pub fn seen(&self) -> Seq {
+        self.ledger.seen()
+    }
+
+    /// The owner's stamp.
+    #[must_use]
+    pub fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Taken minus finished minus open.
+    #[must_use]
+    pub fn unaccounted(&self) -> i64 {
+        self.ledger.unaccounted()
+    }
+
+    fn write_meta(&mut self) {
+        let meta = PartitionMeta {
+            epoch: self.stamp.token,
+            incarnation: self.stamp.incarnation,
+            position: self.ledger.position(),
+            last_taken: self.last_taken.0,
+            last_taken_at: self.last_taken.1,
+        };
+        if self.written_meta != Some(meta) {
+            self.written_meta = Some(meta);
+            self.ops.push(StoreOp::Meta(meta));
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        self.commands.push_back(Command::Event(event));
+    }
+
+    /// The deadline that counts now: the order's own, or the merchant's policy.
+    fn deadline(order: &Order, merchant: Option<&Merchant>) -> UnixMillis {
+        let policy = merchant.map_or_else(
+            || expediter_types::Retry::default().deadline,
+            |merchant| merchant.retry.deadline,
+        );
+        let envelope = &order.envelope;
+        envelope
+            .deadline
+            .unwrap_or_else(|| envelope.created.saturating_add(millis(policy)))
+    }
+
+    fn key(order: &Order, merchant: &Merchant) -> Option<u64> {
+        match merchant.limits.ordering {
+            Ordering::None => None,
+            Ordering::Merchant => Some(0),
+            Ordering::Order => order.envelope.key.as_deref().map(key_hash),
+        }
+    }
+
+    fn gate(merchant: &Merchant) -> Gate {
+        match merchant.limits.ordering {
+            Ordering::None => Gate::Ready,
+            Ordering::Merchant => Gate::Fifo,
+            Ordering::Order => Gate::HeadOfKey,
+        }
+    }
+
+    fn offer_of(stored: &Stored, merchant: &Merchant) -> Offer {
+        Offer {
+            seq: stored.order.seq,
+            key: Self::key(&stored.order, merchant),
+            deadline: Self::deadline(&stored.order, Some(merchant)),
+            attempts: stored.state.attempts,
+            first_attempt: stored.state.first_attempt,
+            ambiguous: stored.state.ambiguous,
+        }
+    }
+}

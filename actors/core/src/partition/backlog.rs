@@ -1,0 +1,845 @@
+//! A merchant's backlog: what of it is in the mailbox, what in the store, and when to load more.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use expediter_types::{
+    AttemptClass, DeadReason, Idempotency, Merchant, MerchantId, Now, Ordering, OutcomeKind, Seq,
+    UnixMillis,
+};
+
+use super::merchants::{Held, Stage};
+use super::writer::Why;
+use super::{Command, Directory, Doubt, PartitionMachine};
+use crate::merchant::{Accepting, Closure, expiry};
+use crate::store::{Due, Gate, Ready, StoreOp, StoredMerchant};
+use crate::{OrderState, Stored};
+
+/// So many expired orders are taken from the store at once.
+const EXPIRE_AT_ONCE: usize = 256;
+/// So many orders of a condemned backlog are dead-lettered at once.
+const CONDEMN_AT_ONCE: usize = 256;
+
+/// A read from the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Load {
+    Ready {
+        merchant: MerchantId,
+        from: Seq,
+        up_to: Seq,
+        limit: usize,
+        gate: Gate,
+    },
+    Due {
+        merchant: MerchantId,
+        until: UnixMillis,
+        limit: usize,
+        gate: Gate,
+    },
+    KeyHead {
+        merchant: MerchantId,
+        key: u64,
+    },
+    Expired {
+        until: UnixMillis,
+    },
+    /// Any orders of the merchant, to end them.
+    Condemned {
+        merchant: MerchantId,
+        from: Seq,
+    },
+    /// The lowest sequence stored of the merchant.
+    First {
+        merchant: MerchantId,
+    },
+}
+
+impl Load {
+    /// How many orders a [`Load::Expired`] or [`Load::Condemned`] takes.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        match self {
+            Self::Ready { limit, .. } | Self::Due { limit, .. } => *limit,
+            Self::KeyHead { .. } | Self::First { .. } => 1,
+            Self::Expired { .. } => EXPIRE_AT_ONCE,
+            Self::Condemned { .. } => CONDEMN_AT_ONCE,
+        }
+    }
+}
+
+/// What a [`Load`] brought.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Loaded {
+    Ready(Ready),
+    Due(Due),
+    KeyHead(Option<Stored>),
+    Expired(Vec<Stored>),
+    First(Option<Seq>),
+}
+
+/// A merchant's unfinished orders, counted.
+#[derive(Debug)]
+pub(super) struct Backlog {
+    /// Manifest the actor runs with; `None`: no actor.
+    pub(super) active: Option<Arc<Merchant>>,
+    pub(super) accepting: Accepting,
+    pub(super) closure: Option<Closure>,
+    /// Orders in the mailbox.
+    pub(super) offered: u32,
+    pub(super) running: u32,
+    /// Orders in the store that are neither in the mailbox nor finishing.
+    pub(super) unloaded: u64,
+    /// Everything ready in the store is in `cursor..=tail`; nothing when `cursor > tail`.
+    pub(super) cursor: Seq,
+    pub(super) tail: Seq,
+    /// Lowest sequence that went to the store while a load was under way: what was loaded above
+    /// it may have been loaded too early.
+    lowered: Option<Seq>,
+    loading: bool,
+    /// Keys whose oldest stored order may go now.
+    pub(super) key_heads: VecDeque<u64>,
+    /// Decided orders that the store still has.
+    pub(super) finishing: u32,
+    pub(super) incarnation: u64,
+    /// Earliest due time among the stored orders that wait for a time.
+    pub(super) next_due: Option<UnixMillis>,
+    /// Wholly ordered: the head waits until then, and everything behind it.
+    pub(super) head_due: Option<UnixMillis>,
+    /// All its orders end as dead letters.
+    pub(super) condemned: Option<(DeadReason, Arc<str>)>,
+    pub(super) quarantined: bool,
+    pub(super) panics: VecDeque<u64>,
+    pub(super) last_used: u64,
+    /// Nothing of the rate was available then, by the monotonic clock.
+    pub(super) limits_since: u64,
+    pub(super) finished_since_purge: u64,
+    pub(super) stats: super::query::Stats,
+}
+
+impl Backlog {
+    pub(super) fn new() -> Self {
+        Self {
+            active: None,
+            accepting: Accepting::Open,
+            closure: None,
+            offered: 0,
+            running: 0,
+            unloaded: 0,
+            cursor: Seq::MAX,
+            tail: 0,
+            lowered: None,
+            loading: false,
+            key_heads: VecDeque::new(),
+            finishing: 0,
+            incarnation: 0,
+            next_due: None,
+            head_due: None,
+            condemned: None,
+            quarantined: false,
+            panics: VecDeque::new(),
+            last_used: 0,
+            limits_since: 0,
+            finished_since_purge: 0,
+            stats: super::query::Stats::default(),
+        }
+    }
+
+    pub(super) fn of_stored(stored: &StoredMerchant) -> Self {
+        Self {
+            unloaded: stored.orders.len(),
+            cursor: stored.orders.min().unwrap_or(Seq::MAX),
+            tail: stored.orders.max().unwrap_or(0),
+            next_due: stored.next_due,
+            ..Self::new()
+        }
+    }
+
+    /// An order of the store can be loaded.
+    fn add_ready(&mut self, seq: Seq) {
+        self.cursor = self.cursor.min(seq);
+        self.tail = self.tail.max(seq);
+    }
+
+    fn add_due(&mut self, due: UnixMillis) {
+        self.next_due = Some(self.next_due.map_or(due, |next| next.min(due)));
+    }
+
+    fn note_lowered(&mut self, seq: Seq) {
+        if self.loading {
+            self.lowered = Some(self.lowered.map_or(seq, |low| low.min(seq)));
+        }
+    }
+
+    /// Nothing is known of it that would be missed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.offered == 0 && self.unloaded == 0 && self.finishing == 0 && !self.loading
+    }
+
+    fn room(&self, merchant: &Merchant) -> u32 {
+        let limits = &merchant.limits;
+        let full = limits.mailbox.max(limits.concurrency);
+        let room = match self.accepting {
+            Accepting::Open => full,
+            Accepting::ClosedUntil(_) => 0,
+            Accepting::Probe => 1,
+        };
+        room.saturating_sub(self.offered)
+    }
+}
+
+impl PartitionMachine {
+    /// An order that was just taken may go to the mailbox without passing the store.
+    pub(super) fn goes_direct(
+        &self,
+        stored: &Stored,
+        merchant: &Merchant,
+        backlog: &Backlog,
+        now: Now,
+    ) -> bool {
+        let nothing_before = match merchant.limits.ordering {
+            Ordering::None => backlog.cursor > backlog.tail,
+            Ordering::Order | Ordering::Merchant => backlog.unloaded == 0,
+        };
+        let closed =
+            backlog.active.is_none() && backlog.closure.is_some_and(|c| c.until > now.wall);
+        nothing_before
+            && !closed
+            && !backlog.loading
+            && !backlog.quarantined
+            && !self.draining
+            && backlog.condemned.is_none()
+            && stored.state.due.is_none_or(|due| due <= now.wall)
+            && self.writer.unconfirmed() < self.config.unconfirmed
+            && backlog.room(merchant) > 0
+    }
+
+    /// Puts an order into the mailbox of its merchant, starting the actor when there is none.
+    pub(super) fn offer(
+        &mut self,
+        stored: Stored,
+        in_store: bool,
+        merchant: &Arc<Merchant>,
+        now: Now,
+    ) {
+        let offer = Self::offer_of(&stored, merchant);
+        let epoch_since = self.limits_since;
+        let Some(backlog) = self.backlogs.get_mut(&merchant.id) else {
+            return;
+        };
+        let limits_since = backlog.limits_since.max(epoch_since);
+        backlog.offered += 1;
+        backlog.last_used = now.mono;
+        if backlog.active.is_none() {
+            self.incarnations += 1;
+            backlog.incarnation = self.incarnations;
+            backlog.active = Some(Arc::clone(merchant));
+            self.commands.push_back(Command::Activate {
+                merchant: Arc::clone(merchant),
+                incarnation: backlog.incarnation,
+                limits_since,
+                closure: backlog.closure,
+                window: Vec::new(),
+            });
+        }
+        self.window.insert(
+            offer.seq,
+            Held {
+                stored,
+                in_store,
+                stage: Stage::Offered,
+                since: now.mono,
+                answer_panics: 0,
+            },
+        );
+        self.commands.push_back(Command::Offer {
+            merchant: merchant.id.clone(),
+            offer,
+        });
+    }
+
+    /// Hands an order to the store; it is not in a mailbox.
+    pub(super) fn park(&mut self, stored: Stored) {
+        let merchant = stored.order.envelope.merchant.clone();
+        let seq = stored.order.seq;
+        let due = stored.state.due;
+        self.ledger.store(seq);
+        self.ops.push(StoreOp::Put(stored));
+        self.note_parked(&merchant, seq, due);
+    }
+
+    /// The store has an order that is not in a mailbox any more.
+    pub(super) fn note_parked(&mut self, merchant: &MerchantId, seq: Seq, due: Option<UnixMillis>) {
+        let backlog = self
+            .backlogs
+            .entry(merchant.clone())
+            .or_insert_with(Backlog::new);
+        backlog.unloaded += 1;
+        backlog.note_lowered(seq);
+        let fifo = backlog
+            .active
+            .as_ref()
+            .is_some_and(|merchant| merchant.limits.ordering == Ordering::Merchant);
+        match due {
+            Some(due) => {
+                backlog.add_due(due);
+                if fifo {
+                    backlog.add_ready(seq);
+                    backlog.head_due = Some(due);
+                }
+                self.timers.insert((due, merchant.clone()));
+            }
+            None => backlog.add_ready(seq),
+        }
+    }
+
+    /// Loads more of a merchant's stored orders if it wants more.
+    pub(super) fn refill(&mut self, id: &MerchantId, directory: &dyn Directory, now: Now) {
+        let ledger_seen = self.ledger.seen();
+        let unconfirmed = self.writer.unconfirmed() >= self.config.unconfirmed;
+        let Some(backlog) = self.backlogs.get_mut(id) else {
+            return;
+        };
+        if backlog.loading || backlog.unloaded == 0 {
+            return;
+        }
+        if backlog.condemned.is_some() {
+            backlog.loading = true;
+            let load = Load::Condemned {
+                merchant: id.clone(),
+                from: 0,
+            };
+            self.commands.push_back(Command::Load(load));
+            return;
+        }
+        if backlog.quarantined || self.draining || unconfirmed {
+            return;
+        }
+        let Some(merchant) = directory.merchant(id) else {
+            return;
+        };
+        if backlog.active.is_none() {
+            // What the machine would say if it existed.
+            backlog.accepting = match backlog.closure {
+                Some(c) if c.until > now.wall => Accepting::ClosedUntil(c.until),
+                _ => Accepting::Open,
+            };
+        }
+        match backlog.accepting {
+            Accepting::ClosedUntil(until) if until > now.wall => {
+                self.timers.insert((until, id.clone()));
+                return;
+            }
+            Accepting::ClosedUntil(_) => {
+                let probing = backlog
+                    .closure
+                    .is_some_and(|c| c.because != expediter_types::ClosedBecause::RateLimited);
+                backlog.accepting = if probing {
+                    Accepting::Probe
+                } else {
+                    Accepting::Open
+                };
+            }
+            Accepting::Open | Accepting::Probe => {}
+        }
+        let room = backlog.room(&merchant) as usize;
+        if room == 0 {
+            return;
+        }
+        let gate = Self::gate(&merchant);
+        let ordered = merchant.limits.ordering != Ordering::None;
+        let up_to = if ordered { ledger_seen } else { Seq::MAX };
+        // Orders in the mailbox may come back from a load; they are skipped.
+        let limit = room + (backlog.offered + backlog.finishing) as usize;
+        if let Some(key) = backlog.key_heads.pop_front() {
+            backlog.loading = true;
+            let load = Load::KeyHead {
+                merchant: id.clone(),
+                key,
+            };
+            self.commands.push_back(Command::Load(load));
+            return;
+        }
+        if gate == Gate::Fifo {
+            if let Some(due) = backlog.head_due.filter(|due| *due > now.wall) {
+                self.timers.insert((due, id.clone()));
+                return;
+            }
+        } else if let Some(due) = backlog.next_due {
+            if due <= now.wall {
+                backlog.loading = true;
+                backlog.next_due = None;
+                let load = Load::Due {
+                    merchant: id.clone(),
+                    until: now.wall,
+                    limit,
+                    gate,
+                };
+                self.commands.push_back(Command::Load(load));
+                return;
+            }
+            self.timers.insert((due, id.clone()));
+        }
+        if backlog.cursor <= backlog.tail {
+            if backlog.cursor > up_to {
+                self.gated.insert(id.clone());
+                return;
+            }
+            backlog.loading = true;
+            let from = backlog.cursor;
+            let load = Load::Ready {
+                merchant: id.clone(),
+                from,
+                up_to,
+                limit,
+                gate,
+            };
+            self.commands.push_back(Command::Load(load));
+        }
+    }
+
+    /// A load came back.
+    pub fn on_loaded(&mut self, load: Load, loaded: Loaded, directory: &dyn Directory, now: Now) {
+        match (load, loaded) {
+            (
+                Load::Ready {
+                    merchant,
+                    from,
+                    up_to,
+                    gate,
+                    ..
+                },
+                Loaded::Ready(ready),
+            ) => {
+                self.on_ready(&merchant, from, up_to, gate, ready, directory, now);
+            }
+            (Load::Due { merchant, gate, .. }, Loaded::Due(due)) => {
+                let Some(lowered) = self.end_load(&merchant) else {
+                    return;
+                };
+                let orders = due.orders.iter().map(|stored| stored.order.seq);
+                let early = gate != Gate::Ready && orders.max().is_some_and(|last| last > lowered);
+                if let Some(backlog) = self.backlogs.get_mut(&merchant) {
+                    if early {
+                        backlog.add_due(now.wall);
+                    } else if let Some(next) = due.next {
+                        backlog.add_due(next);
+                    }
+                }
+                if !early {
+                    for stored in due.orders {
+                        self.admit(stored, directory, now);
+                    }
+                }
+                self.refill(&merchant, directory, now);
+            }
+            (Load::KeyHead { merchant, key }, Loaded::KeyHead(stored)) => {
+                let Some(lowered) = self.end_load(&merchant) else {
+                    return;
+                };
+                if let Some(stored) = stored {
+                    let seq = stored.order.seq;
+                    let waits = stored.state.due.is_some_and(|due| due > now.wall);
+                    if let Some(backlog) = self.backlogs.get_mut(&merchant) {
+                        if seq > lowered {
+                            backlog.key_heads.push_back(key);
+                        } else if seq < backlog.cursor && !waits {
+                            self.admit(stored, directory, now);
+                        }
+                    }
+                }
+                self.refill(&merchant, directory, now);
+            }
+            (Load::Expired { .. }, Loaded::Expired(orders)) => {
+                self.on_expired(orders, directory, now);
+            }
+            (Load::Condemned { merchant, .. }, Loaded::Ready(ready)) => {
+                self.on_condemned(&merchant, ready, directory, now);
+            }
+            (Load::First { merchant }, Loaded::First(first)) => self.on_first(merchant, first),
+            _ => debug_assert!(false, "a load was answered with another kind"),
+        }
+    }
+
+    /// The load is over; the lowest sequence that was parked meanwhile, `Seq::MAX` for none.
+    fn end_load(&mut self, merchant: &MerchantId) -> Option<Seq> {
+        let backlog = self.backlogs.get_mut(merchant)?;
+        backlog.loading = false;
+        Some(backlog.lowered.take().unwrap_or(Seq::MAX))
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one load and its answer"
+    )]
+    fn on_ready(
+        &mut self,
+        merchant: &MerchantId,
+        from: Seq,
+        up_to: Seq,
+        gate: Gate,
+        ready: Ready,
+        directory: &dyn Directory,
+        now: Now,
+    ) {
+        let Some(lowered) = self.end_load(merchant) else {
+            return;
+        };
+        let Some(backlog) = self.backlogs.get_mut(merchant) else {
+            return;
+        };
+        let last = ready.orders.last().map_or(0, |stored| stored.order.seq);
+        if gate != Gate::Ready && last > lowered {
+            // An older order of the same key may have come back to the store meanwhile.
+            backlog.cursor = from.min(backlog.cursor).min(lowered);
+            return self.refill(merchant, directory, now);
+        }
+        backlog.cursor = ready.next.min(lowered);
+        if gate == Gate::Fifo {
+            backlog.head_due = None;
+        }
+        let mut stopped_at = None;
+        for stored in ready.orders {
+            let seq = stored.order.seq;
+            let skip = self.window.contains_key(&seq) || self.finishing.contains_key(&seq);
+            if gate == Gate::Fifo && !skip {
+                if let Some(due) = stored.state.due.filter(|due| *due > now.wall) {
+                    stopped_at = Some((seq, Some(due)));
+                    break;
+                }
+                let full = self
+                    .backlogs
+                    .get(merchant)
+                    .zip(directory.merchant(merchant));
+                if full.is_some_and(|(backlog, spec)| backlog.room(&spec) == 0) {
+                    stopped_at = Some((seq, None));
+                    break;
+                }
+            }
+            self.admit(stored, directory, now);
+        }
+        let Some(backlog) = self.backlogs.get_mut(merchant) else {
+            return;
+        };
+        if let Some((seq, due)) = stopped_at {
+            backlog.cursor = backlog.cursor.min(seq);
+            backlog.head_due = due;
+            if let Some(due) = due {
+                self.timers.insert((due, merchant.clone()));
+            }
+            return;
+        }
+        if ready.exhausted && backlog.cursor > up_to && backlog.cursor <= backlog.tail {
+            self.gated.insert(merchant.clone());
+            return;
+        }
+        self.refill(merchant, directory, now);
+    }
+
+    /// A stored order comes back towards its mailbox.
+    fn admit(&mut self, mut stored: Stored, directory: &dyn Directory, now: Now) {
+        let seq = stored.order.seq;
+        let id = stored.order.envelope.merchant.clone();
+        if self.window.contains_key(&seq)
+            || self.finishing.contains_key(&seq)
+            || !self.ledger.is_open(seq)
+        {
+            return;
+        }
+        if let Some(backlog) = self.backlogs.get_mut(&id)
+            && backlog.closure.is_none()
+            && backlog.active.is_none()
+        {
+            backlog.accepting = Accepting::Open;
+        }
+        let Some(merchant) = directory.merchant(&id) else {
+            return self.put_back(&id, seq, stored.state.due);
+        };
+        if self.settle_doubt(&mut stored, &merchant, now) {
+            let in_store = true;
+            self.take_unloaded(&id);
+            self.conclude(
+                stored,
+                in_store,
+                OutcomeKind::DeadLettered(DeadReason::Ambiguous),
+                Why::from("the node stopped while the attempt was running"),
+                now,
+            );
+            return;
+        }
+        if stored.state.due.is_some_and(|due| due > now.wall) {
+            let state = stored.state.clone();
+            self.ops.push(StoreOp::SetState {
+                merchant: id.clone(),
+                seq,
+                state,
+            });
+            return self.put_back(&id, seq, stored.state.due);
+        }
+        let blocked = self.draining
+            || self
+                .backlogs
+                .get(&id)
+                .is_none_or(|b| b.quarantined || b.condemned.is_some() || b.room(&merchant) == 0);
+        if blocked {
+            return self.put_back(&id, seq, stored.state.due);
+        }
+        self.take_unloaded(&id);
+        self.offer(stored, true, &merchant, now);
+    }
+
+    /// It stays in the store after all.
+    fn put_back(&mut self, merchant: &MerchantId, seq: Seq, due: Option<UnixMillis>) {
+        if let Some(backlog) = self.backlogs.get_mut(merchant) {
+            match due {
+                Some(due) => {
+                    backlog.add_due(due);
+                    self.timers.insert((due, merchant.clone()));
+                }
+                None => backlog.add_ready(seq),
+            }
+        }
+    }
+
+    fn take_unloaded(&mut self, merchant: &MerchantId) {
+        if let Some(backlog) = self.backlogs.get_mut(merchant) {
+            backlog.unloaded = backlog.unloaded.saturating_sub(1);
+        }
+    }
+
+    /// Applies what is doubtful about an order from before this epoch. True: it cannot be
+    /// repeated and has to be parked.
+    pub(super) fn settle_doubt(
+        &mut self,
+        stored: &mut Stored,
+        merchant: &Merchant,
+        now: Now,
+    ) -> bool {
+        let Some(doubt) = self.doubts.remove(&stored.order.seq) else {
+            return false;
+        };
+        stored.state.ambiguous = true;
+        stored.state.first_attempt.get_or_insert(now.wall);
+        match doubt {
+            Doubt::Unrepeatable => true,
+            Doubt::Until(_) if merchant.adapter.idempotency == Idempotency::None => true,
+            Doubt::Until(busy_until) => {
+                if busy_until > now.wall {
+                    stored.state.due = Some(busy_until);
+                }
+                false
+            }
+        }
+    }
+
+    fn on_expired(&mut self, orders: Vec<Stored>, directory: &dyn Directory, now: Now) {
+        self.expiring = false;
+        let full = orders.len() >= EXPIRE_AT_ONCE;
+        let mut progress = false;
+        for mut stored in orders {
+            let seq = stored.order.seq;
+            let id = stored.order.envelope.merchant.clone();
+            // The machine of a merchant judges what is in its mailbox.
+            if self.window.contains_key(&seq)
+                || self.finishing.contains_key(&seq)
+                || !self.ledger.is_open(seq)
+            {
+                continue;
+            }
+            progress = true;
+            let merchant = directory.merchant(&id);
+            let deadline = Self::deadline(&stored.order, merchant.as_deref());
+            if deadline > now.wall {
+                // The merchant's policy became longer.
+                stored.deadline = deadline;
+                self.ops.push(StoreOp::Put(stored));
+                continue;
+            }
+            let doubtful = self.doubts.remove(&seq).is_some() || stored.state.ambiguous;
+            self.take_unloaded(&id);
+            self.conclude(stored, true, expiry(doubtful), Why::default(), now);
+            if let Some(backlog) = self.backlogs.get_mut(&id) {
+                backlog.head_due = None;
+            }
+            self.refill(&id, directory, now);
+        }
+        if full && progress {
+            self.expiring = true;
+            self.commands
+                .push_back(Command::Load(Load::Expired { until: now.wall }));
+        }
+    }
+
+    fn on_condemned(
+        &mut self,
+        merchant: &MerchantId,
+        ready: Ready,
+        directory: &dyn Directory,
+        now: Now,
+    ) {
+        if self.end_load(merchant).is_none() {
+            return;
+        }
+        let Some(backlog) = self.backlogs.get_mut(merchant) else {
+            return;
+        };
+        let Some((reason, detail)) = backlog.condemned.clone() else {
+            backlog.cursor = 0;
+            return self.refill(merchant, directory, now);
+        };
+        let mut last = 0;
+        for stored in ready.orders {
+            last = stored.order.seq;
+            if self.window.contains_key(&last)
+                || self.finishing.contains_key(&last)
+                || !self.ledger.is_open(last)
+            {
+                continue;
+            }
+            self.take_unloaded(merchant);
+            let doubtful = self.doubts.remove(&last).is_some() || stored.state.ambiguous;
+            let reason = if doubtful {
+                DeadReason::Ambiguous
+            } else {
+                reason
+            };
+            let kind = OutcomeKind::DeadLettered(reason);
+            self.conclude(stored, true, kind, Why::from(&*detail), now);
+        }
+        let Some(backlog) = self.backlogs.get_mut(merchant) else {
+            return;
+        };
+        if backlog.unloaded > 0 {
+            backlog.loading = true;
+            let from = if ready.exhausted { 0 } else { last + 1 };
+            let load = Load::Condemned {
+                merchant: merchant.clone(),
+                from,
+            };
+            self.commands.push_back(Command::Load(load));
+        } else {
+            backlog.condemned = None;
+            backlog.cursor = Seq::MAX;
+            backlog.tail = 0;
+            backlog.next_due = None;
+        }
+    }
+
+    /// Ends everything this merchant has waiting as dead letters. Attempts in flight end by
+    /// themselves.
+    pub fn condemn(
+        &mut self,
+        merchant: &MerchantId,
+        reason: DeadReason,
+        detail: &str,
+        directory: &dyn Directory,
+        now: Now,
+    ) {
+        self.let_go(merchant, now);
+        if let Some(backlog) = self.backlogs.get_mut(merchant)
+            && (backlog.unloaded > 0 || backlog.offered > 0)
+        {
+            backlog.condemned = Some((reason, detail.into()));
+            self.refill(merchant, directory, now);
+        }
+    }
+
+    /// Orders of unknown merchants: after the grace the registry itself is asked.
+    pub(super) fn look_at_unknown(&mut self, directory: &dyn Directory, now: Now) {
+        let known: Vec<MerchantId> = self
+            .unknown_since
+            .keys()
+            .filter(|id| {
+                directory.merchant(id).is_some()
+                    || self.backlogs.get(*id).is_none_or(|b| b.unloaded == 0)
+            })
+            .cloned()
+            .collect();
+        for id in known {
+            self.unknown_since.remove(&id);
+            self.refill(&id, directory, now);
+        }
+        let over: Vec<MerchantId> = self
+            .unknown_since
+            .iter()
+            .filter(|(id, since)| {
+                since.saturating_add(self.config.unknown_grace) <= now.wall
+                    && !self.confirming.contains(*id)
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in over {
+            self.confirming.insert(id.clone());
+            self.commands.push_back(Command::Confirm(id));
+        }
+    }
+
+    /// The registry itself answered: `Some(false)`: this merchant is not registered; `None`: it
+    /// could not be asked.
+    pub fn on_confirmed(
+        &mut self,
+        merchant: &MerchantId,
+        registered: Option<bool>,
+        directory: &dyn Directory,
+        now: Now,
+    ) {
+        self.confirming.remove(merchant);
+        if registered == Some(false) && directory.merchant(merchant).is_none() {
+            self.unknown_since.remove(merchant);
+            let detail = "no merchant of this id is registered";
+            self.condemn(
+                merchant,
+                DeadReason::UnknownMerchant,
+                detail,
+                directory,
+                now,
+            );
+        }
+    }
+
+    /// An order of a key is gone from the store: the next one of that key may go.
+    pub(super) fn after_key(
+        &mut self,
+        id: &MerchantId,
+        key: Option<u64>,
+        directory: &dyn Directory,
+        now: Now,
+    ) {
+        let Some(merchant) = directory.merchant(id) else {
+            return;
+        };
+        if let Some(key) = key
+            && merchant.limits.ordering == Ordering::Order
+            && let Some(backlog) = self.backlogs.get_mut(id).filter(|b| b.unloaded > 0)
+        {
+            backlog.key_heads.push_back(key);
+            self.refill(id, directory, now);
+        }
+    }
+
+    pub(super) fn poke_gated(&mut self, directory: &dyn Directory, now: Now) {
+        if self.ledger.seen() == self.gated_seen {
+            return;
+        }
+        self.gated_seen = self.ledger.seen();
+        for id in std::mem::take(&mut self.gated) {
+            self.refill(&id, directory, now);
+        }
+    }
+
+    /// Orders in the store that are not in a mailbox.
+    pub(super) fn stored_orders(&self) -> u64 {
+        self.backlogs.values().map(|backlog| backlog.unloaded).sum()
+    }
+
+    /// What a class alone says about an order whose machine cannot be asked.
+    pub(super) fn kind_of_class(class: AttemptClass, state: &OrderState) -> Option<OutcomeKind> {
+        match class {
+            AttemptClass::Delivered | AttemptClass::AlreadyDone => Some(OutcomeKind::Delivered),
+            AttemptClass::Rejected => Some(OutcomeKind::Rejected),
+            AttemptClass::Invalid => Some(OutcomeKind::DeadLettered(DeadReason::Invalid)),
+            AttemptClass::Ambiguous => Some(OutcomeKind::DeadLettered(DeadReason::Ambiguous)),
+            _ if state.ambiguous => Some(OutcomeKind::DeadLettered(DeadReason::Ambiguous)),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Orders come in from the log.
+
+use std::sync::Arc;
+
+use expediter_types::{
+    DeadReason, Envelope, Idempotency, MerchantId, Now, OrderId, OutcomeKind, Seq, UnixMillis,
+};
+
+use super::writer::Why;
+use super::{Directory, Event, PartitionMachine};
+use crate::ledger::Taken;
+use crate::repeats::{self, Verdict};
+use crate::{IntakeSource, LogMessage, Order, OrderState, Stored, Undecodable, payload_hash};
+
+impl PartitionMachine {
+    /// Messages of the partition, in sequence. `pending_none_below`: nothing of the partition is
+    /// pending at or below it, for the main reader.
+    pub fn on_log(
+        &mut self,
+        source: IntakeSource,
+        messages: Vec<LogMessage>,
+        pending_none_below: Option<Seq>,
+        directory: &dyn Directory,
+        now: Now,
+    ) {
+        let mut taken = 0;
+        for message in messages {
+            if source == IntakeSource::FreshTail
+                && let Ok(order) = &message.order
+                && (Self::is_ordered(directory, &order.envelope.merchant)
+                    || message.seq <= self.ledger.seen())
+            {
+                // The main reader brings it when everything older is known.
+                continue;
+            }
+            if source == IntakeSource::Main {
+                self.ledger.pass(message.seq);
+                if message.seq > self.last_taken.0 {
+                    self.last_taken = (message.seq, message.at);
+                }
+            }
+            if self.ledger.take(message.seq) == Taken::Known {
+                continue;
+            }
+            taken += 1;
+            match message.order {
+                Ok(order) => self.take(order, directory, now),
+                Err(bad) => self.take_undecodable(message.seq, message.at, *bad, now),
+            }
+        }
+        if let Some(seq) = pending_none_below.filter(|_| source == IntakeSource::Main) {
+            self.ledger.pass(seq);
+        }
+        if taken > 0 {
+            self.event(Event::Taken(taken));
+        }
+    }
+
+    fn take(&mut self, order: Arc<Order>, directory: &dyn Directory, now: Now) {
+        let envelope = &order.envelope;
+        let id = envelope.merchant.clone();
+        let seq = order.seq;
+        let entry = repeats::entry(
+            &id,
+            &envelope.id,
+            envelope.generation,
+            order.payload_hash,
+            seq,
+        );
+        let verdict = self.repeats.check(entry);
+        let merchant = directory.merchant(&id);
+        let mut state = OrderState {
+            due: envelope.not_before,
+            ..OrderState::default()
+        };
+        if let Some(count) = self.inherited.remove(&seq) {
+            state.attempts = count.attempts;
+            state.first_attempt = Some(count.first);
+            state.ambiguous = count.ambiguous;
+            self.attempted.insert(seq, count);
+        } else if let Some((since, claimed)) = self.sent_since
+            && envelope.created < claimed
+        {
+            // The former owner may have sent it since the newest mark that does not list it.
+            state.first_attempt = Some(since.max(envelope.created));
+        }
+        state.due = state.due.filter(|due| *due > now.wall);
+        let deadline = Self::deadline(&order, merchant.as_deref());
+        let republished = envelope.origin.is_some();
+        let mut stored = Stored {
+            order,
+            state,
+            deadline,
+        };
+        match verdict {
+            Verdict::New => {}
+            Verdict::Repeat(first) => {
+                let why = Why::from(format!("the same order stands at sequence {first}"));
+                return self.conclude(stored, false, OutcomeKind::Duplicate, why, now);
+            }
+            Verdict::Conflict(first) => {
+                let why = format!("the id was used at sequence {first} with another payload");
+                let kind = OutcomeKind::DeadLettered(DeadReason::IdConflict);
+                return self.conclude(stored, false, kind, Why::from(why), now);
+            }
+        }
+        let Some(merchant) = merchant else {
+            if self.unknown_since.insert(id.clone(), now.wall).is_none() {
+                self.event(Event::UnknownMerchant {
+                    merchant: id.clone(),
+                });
+            }
+            return self.park(stored);
+        };
+        let unrepeatable = merchant.adapter.idempotency == Idempotency::None;
+        if self.settle_doubt(&mut stored, &merchant, now) || (republished && unrepeatable) {
+            let kind = OutcomeKind::DeadLettered(DeadReason::Ambiguous);
+            let why = "the node or the broker stopped while it may have been sent";
+            return self.conclude(stored, false, kind, Why::from(why), now);
+        }
+        self.backlog(&id);
+        let direct = self
+            .backlogs
+            .get(&id)
+            .is_some_and(|backlog| self.goes_direct(&stored, &merchant, backlog, now));
+        if direct {
+            self.offer(stored, false, &merchant, now);
+        } else {
+            self.park(stored);
+            self.refill(&id, directory, now);
+        }
+    }
+
+    fn take_undecodable(&mut self, seq: Seq, at: UnixMillis, bad: Undecodable, now: Now) {
+        let Ok(id) = OrderId::new(&format!("undecodable-{seq}")) else {
+            return;
+        };
+        let envelope = bare_envelope(id, bad.merchant, at);
+        let payload_hash = payload_hash(&bad.payload);
+        let order = Arc::new(Order {
+            seq,
+            envelope,
+            payload: bad.payload,
+            payload_hash,
+        });
+        let stored = Stored {
+            order,
+            state: OrderState::default(),
+            deadline: at,
+        };
+        let kind = OutcomeKind::DeadLettered(DeadReason::Undecodable);
+        self.conclude(stored, false, kind, Why::from(bad.reason), now);
+    }
+}
+
+/// What is known of a message that is no order.
+fn bare_envelope(id: OrderId, merchant: MerchantId, created: UnixMillis) -> Envelope {
+    Envelope {
+        id,
+        merchant,
+        generation: 1,
+        created,
+        deadline: None,
+        not_before: None,
+        key: None,
+        event_type: None,
+        source: None,
+        time: None,
+        content_type: None,
+        traceparent: None,
+        test: false,
+        origin: None,
+    }
+}

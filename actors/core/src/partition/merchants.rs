@@ -1,0 +1,656 @@
+//! Between the partition and its merchants' actors: starts, answers, effects, panics.
+
+use std::sync::Arc;
+
+use expediter_types::{
+    Answer, AttemptClass, AttemptCount, AttemptRecord, Idempotency, Merchant, MerchantId, Now,
+    Ordering, OutcomeKind, Seq, UnixMillis,
+};
+
+use super::backlog::Backlog;
+use super::writer::Why;
+use super::{Command, Directory, Event, PartitionMachine};
+use crate::merchant::{Accepting, Closure, Effect, Offer, millis};
+use crate::store::StoreOp;
+use crate::{Stored, check_invariant};
+
+/// Entries of [`PartitionMachine::attempted`] that go into a mark.
+const ATTEMPTS_REMEMBERED: usize = 10_000;
+
+/// What an actor did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    pub merchant: MerchantId,
+    pub incarnation: u64,
+    /// Orders that start, with their attempt's number; before the effects.
+    pub starts: Vec<(Seq, u32)>,
+    pub effects: Vec<Effect>,
+    pub accepting: Accepting,
+}
+
+/// An order in a mailbox.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) stored: Stored,
+    pub(super) in_store: bool,
+    pub(super) stage: Stage,
+    /// In the mailbox since, by the monotonic clock.
+    pub(super) since: u64,
+    pub(super) answer_panics: u8,
+}
+
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// The machine has it.
+    Offered,
+    /// Its attempt is being marked in OUTCOMES and has not started.
+    Marking {
+        number: u32,
+    },
+    Running {
+        number: u32,
+        at: UnixMillis,
+    },
+    /// The answer is here until the machine's effects are accepted.
+    Answered {
+        number: u32,
+        at: UnixMillis,
+        answer: Box<Answer>,
+    },
+}
+
+impl Stage {
+    pub(super) fn number(&self) -> Option<u32> {
+        match self {
+            Self::Offered => None,
+            Self::Marking { number }
+            | Self::Running { number, .. }
+            | Self::Answered { number, .. } => Some(*number),
+        }
+    }
+}
+
+impl PartitionMachine {
+    /// An actor took a step.
+    pub fn on_report(&mut self, report: Report, directory: &dyn Directory, now: Now) {
+        let Some(backlog) = self.backlogs.get_mut(&report.merchant) else {
+            return;
+        };
+        if backlog.active.is_none() || backlog.incarnation != report.incarnation {
+            return;
+        }
+        backlog.accepting = report.accepting;
+        backlog.last_used = now.mono;
+        for (seq, number) in report.starts {
+            self.on_start(seq, number, now);
+        }
+        for effect in report.effects {
+            self.on_effect(&report.merchant, effect, now);
+        }
+        self.refill(&report.merchant, directory, now);
+    }
+
+    fn on_start(&mut self, seq: Seq, number: u32, now: Now) {
+        let Some(held) = self.window.get_mut(&seq) else {
+            return;
+        };
+        check_invariant!(
+            Ord2,
+            matches!(held.stage, Stage::Offered),
+            "order {seq} started while {:?}",
+            held.stage
+        );
+        let envelope = &held.stored.order.envelope;
+        let Some(backlog) = self.backlogs.get_mut(&envelope.merchant) else {
+            return;
+        };
+        let Some(merchant) = backlog.active.clone() else {
+            return;
+        };
+        if held.stored.state.first_attempt.is_none() {
+            held.stored.state.first_attempt = Some(now.wall);
+            let waited_ms = now.wall.saturating_sub(envelope.created);
+            self.commands
+                .push_back(Command::Event(Event::FirstStart { waited_ms }));
+        }
+        backlog.running += 1;
+        self.running += 1;
+        if merchant.adapter.idempotency == Idempotency::None {
+            held.stage = Stage::Marking { number };
+            let id = envelope.id.clone();
+            self.writer.mark_attempt(&merchant.id, seq, id);
+        } else {
+            held.stage = Stage::Running {
+                number,
+                at: now.wall,
+            };
+            let order = Arc::clone(&held.stored.order);
+            self.commands.push_back(Command::Launch {
+                merchant,
+                order,
+                number,
+            });
+        }
+    }
+
+    /// The attempts of these orders are marked: their requests may leave.
+    pub(super) fn launch_marked(&mut self, seqs: &[Seq], now: Now) {
+        for seq in seqs {
+            let Some(held) = self.window.get_mut(seq) else {
+                continue;
+            };
+            let Stage::Marking { number } = held.stage else {
+                continue;
+            };
+            let id = &held.stored.order.envelope.merchant;
+            let Some(merchant) = self.backlogs.get(id).and_then(|b| b.active.clone()) else {
+                continue;
+            };
+            held.stage = Stage::Running {
+                number,
+                at: now.wall,
+            };
+            let order = Arc::clone(&held.stored.order);
+            self.commands.push_back(Command::Launch {
+                merchant,
+                order,
+                number,
+            });
+        }
+    }
+
+    /// An attempt ended.
+    pub fn on_answer(
+        &mut self,
+        seq: Seq,
+        number: u32,
+        answer: Answer,
+        directory: &dyn Directory,
+        now: Now,
+    ) {
+        let Some(held) = self.window.get_mut(&seq) else {
+            return;
+        };
+        let Stage::Running {
+            number: running,
+            at,
+        } = held.stage
+        else {
+            return;
+        };
+        if running != number {
+            return;
+        }
+        let id = held.stored.order.envelope.merchant.clone();
+        let (class, retry_after) = (answer.class, answer.retry_after);
+        held.stage = Stage::Answered {
+            number,
+            at,
+            answer: Box::new(answer),
+        };
+        let Some(backlog) = self.backlogs.get_mut(&id) else {
+            return;
+        };
+        backlog.running = backlog.running.saturating_sub(1);
+        self.running = self.running.saturating_sub(1);
+        if let Some(held) = self.window.get(&seq)
+            && let Stage::Answered { answer, .. } = &held.stage
+        {
+            backlog.stats.answered(answer, now);
+        }
+        if backlog.active.is_some() && !backlog.quarantined {
+            self.commands.push_back(Command::Answer {
+                merchant: id,
+                seq,
+                number,
+                class,
+                retry_after,
+            });
+        } else {
+            self.decide_alone(seq, now);
+            self.refill(&id, directory, now);
+        }
+    }
+
+    fn on_effect(&mut self, merchant: &MerchantId, effect: Effect, now: Now) {
+        match effect {
+            Effect::Finish { seq, kind } => {
+                if let Some(mut held) = self.leave_window(seq) {
+                    let why = record_attempt(&mut held, true);
+                    self.conclude(held.stored, held.in_store, kind, why, now);
+                }
+            }
+            Effect::Defer {
+                seq,
+                due,
+                counted,
+                ambiguous,
+            } => {
+                if let Some(mut held) = self.leave_window(seq) {
+                    record_attempt(&mut held, counted);
+                    let state = &mut held.stored.state;
+                    state.due = Some(due);
+                    state.ambiguous = ambiguous;
+                    self.remember_attempts(&held.stored);
+                    self.writer.unmark_attempt(merchant, seq);
+                    self.to_store(held, true);
+                }
+            }
+            Effect::Again { seq } => {
+                if let Some(held) = self.window.get_mut(&seq) {
+                    record_attempt(held, false);
+                    held.stage = Stage::Offered;
+                    self.writer.unmark_attempt(merchant, seq);
+                }
+            }
+            Effect::Return { seq } => {
+                if let Some(held) = self.leave_window(seq) {
+                    self.to_store(held, false);
+                }
+            }
+            Effect::Closure(closure) => self.on_closure(merchant, closure),
+        }
+    }
+
+    fn on_closure(&mut self, merchant: &MerchantId, closure: Option<Closure>) {
+        let Some(backlog) = self.backlogs.get_mut(merchant) else {
+            return;
+        };
+        backlog.closure = closure;
+        let merchant = merchant.clone();
+        match closure {
+            Some(closure) => {
+                // It has to survive a crash: say so in a mark soon.
+                self.writer.hurry_mark();
+                self.timers.insert((closure.until, merchant.clone()));
+                self.event(Event::Closed { merchant, closure });
+            }
+            None => self.event(Event::Opened { merchant }),
+        }
+    }
+
+    /// Takes an order out of its mailbox.
+    pub(super) fn leave_window(&mut self, seq: Seq) -> Option<Held> {
+        let held = self.window.remove(&seq)?;
+        let backlog = self
+            .backlogs
+            .get_mut(&held.stored.order.envelope.merchant)?;
+        backlog.offered = backlog.offered.saturating_sub(1);
+        if matches!(held.stage, Stage::Running { .. } | Stage::Marking { .. }) {
+            backlog.running = backlog.running.saturating_sub(1);
+            self.running = self.running.saturating_sub(1);
+        }
+        Some(held)
+    }
+
+    /// An order that left its mailbox waits in the store.
+    fn to_store(&mut self, held: Held, changed: bool) {
+        if !held.in_store {
+            self.park(held.stored);
+            return;
+        }
+        let order = &held.stored.order;
+        let (merchant, seq) = (order.envelope.merchant.clone(), order.seq);
+        let due = held.stored.state.due;
+        if changed {
+            let state = held.stored.state;
+            self.ops.push(StoreOp::SetState {
+                merchant: merchant.clone(),
+                seq,
+                state,
+            });
+        }
+        self.note_parked(&merchant, seq, due);
+    }
+
+    fn remember_attempts(&mut self, stored: &Stored) {
+        let state = &stored.state;
+        let Some(first) = state.first_attempt else {
+            return;
+        };
+        let (seq, attempts, ambiguous) = (stored.order.seq, state.attempts, state.ambiguous);
+        self.attempted.insert(
+            seq,
+            AttemptCount {
+                seq,
+                attempts,
+                first,
+                ambiguous,
+            },
+        );
+        if self.attempted.len() > ATTEMPTS_REMEMBERED {
+            self.attempted.pop_last();
+        }
+    }
+
+    /// Without its machine, an answered order is decided from the class of its answer.
+    fn decide_alone(&mut self, seq: Seq, now: Now) {
+        let Some(mut held) = self.leave_window(seq) else {
+            return;
+        };
+        let Stage::Answered { answer, .. } = &held.stage else {
+            let merchant = held.stored.order.envelope.merchant.clone();
+            self.writer.unmark_attempt(&merchant, seq);
+            return self.to_store(held, false);
+        };
+        let class = answer.class;
+        let merchant = held.stored.order.envelope.merchant.clone();
+        let condemned = self
+            .backlogs
+            .get(&merchant)
+            .and_then(|b| b.condemned.clone());
+        let kind = Self::kind_of_class(class, &held.stored.state)
+            .or(condemned.map(|(reason, _)| OutcomeKind::DeadLettered(reason)));
+        let counted = !matches!(
+            class,
+            AttemptClass::RateLimited
+                | AttemptClass::Local
+                | AttemptClass::Suspended
+                | AttemptClass::Misconfigured
+        );
+        let why = record_attempt(&mut held, counted);
+        match kind {
+            Some(kind) => self.conclude(held.stored, held.in_store, kind, why, now),
+            None => {
+                self.writer.unmark_attempt(&merchant, seq);
+                self.to_store(held, true);
+            }
+        }
+    }
+
+    /// The actor's step panicked; `answering`: on which order's answer. The actor is gone. Gives
+    /// how long to wait before the commands that rebuild it, in milliseconds; `None` when the
+    /// merchant is quarantined instead.
+    pub fn on_panicked(
+        &mut self,
+        merchant: &MerchantId,
+        incarnation: u64,
+        answering: Option<Seq>,
+        now: Now,
+    ) -> Option<u64> {
+        let config = (self.config.panics, self.config.panic_window);
+        let backlog = self.backlogs.get_mut(merchant)?;
+        if backlog.incarnation != incarnation || backlog.active.is_none() {
+            return None;
+        }
+        backlog.panics.push_back(now.mono);
+        // What it knew of its rate is gone: begin empty, as a new epoch does.
+        backlog.limits_since = now.mono;
+        while backlog
+            .panics
+            .front()
+            .is_some_and(|at| now.mono.saturating_sub(*at) > config.1)
+        {
+            backlog.panics.pop_front();
+        }
+        let panics = backlog.panics.len();
+        let poison = answering
+            .and_then(|seq| self.window.get_mut(&seq))
+            .is_some_and(|held| {
+                held.answer_panics += 1;
+                held.answer_panics >= 2
+            });
+        if poison && let Some(seq) = answering {
+            self.decide_alone(seq, now);
+        }
+        if panics >= config.0 {
+            self.quarantine(merchant, now);
+            return None;
+        }
+        Some(100 << panics.min(6))
+    }
+
+    /// Starts the actor again with what its mailbox held.
+    pub fn rebuild(&mut self, merchant: &MerchantId, incarnation: u64) {
+        let Some(backlog) = self.backlogs.get_mut(merchant) else {
+            return;
+        };
+        let Some(active) = backlog.active.clone() else {
+            return;
+        };
+        let limits_since = backlog.limits_since;
+        if backlog.incarnation != incarnation {
+            return;
+        }
+        self.incarnations += 1;
+        backlog.incarnation = self.incarnations;
+        let mut window: Vec<(Offer, Option<u32>)> = Vec::new();
+        let mut answers = Vec::new();
+        for held in self.window.values() {
+            let order = &held.stored.order;
+            if order.envelope.merchant != *merchant {
+                continue;
+            }
+            window.push((Self::offer_of(&held.stored, &active), held.stage.number()));
+            if let Stage::Answered { number, answer, .. } = &held.stage {
+                answers.push(Command::Answer {
+                    merchant: merchant.clone(),
+                    seq: order.seq,
+                    number: *number,
+                    class: answer.class,
+                    retry_after: answer.retry_after,
+                });
+            }
+        }
+        window.sort_unstable_by_key(|(offer, _)| offer.seq);
+        self.commands.push_back(Command::Activate {
+            merchant: active,
+            incarnation: backlog.incarnation,
+            limits_since,
+            closure: backlog.closure,
+            window,
+        });
+        self.commands.extend(answers);
+    }
+
+    fn quarantine(&mut self, merchant: &MerchantId, now: Now) {
+        self.let_go(merchant, now);
+        if let Some(backlog) = self.backlogs.get_mut(merchant) {
+            backlog.quarantined = true;
+            self.event(Event::Quarantined {
+                merchant: merchant.clone(),
+            });
+        }
+    }
+
+    /// An operator lets a quarantined or closed merchant go on. True when it was one.
+    pub fn resume(&mut self, merchant: &MerchantId, directory: &dyn Directory, now: Now) -> bool {
+        let Some(backlog) = self.backlogs.get_mut(merchant) else {
+            return false;
+        };
+        let held = backlog.quarantined || backlog.closure.is_some();
+        backlog.quarantined = false;
+        backlog.panics.clear();
+        if backlog.closure.take().is_some() {
+            self.event(Event::Opened {
+                merchant: merchant.clone(),
+            });
+            self.let_go(merchant, now);
+        }
+        self.refill(merchant, directory, now);
+        held
+    }
+
+    /// Ends the merchant's actor. What waited in its mailbox goes to the store, what runs ends by
+    /// itself.
+    pub(super) fn let_go(&mut self, merchant: &MerchantId, now: Now) {
+        let Some(backlog) = self.backlogs.get_mut(merchant) else {
+            return;
+        };
+        if backlog.active.take().is_some() {
+            backlog.limits_since = now.mono;
+            self.commands.push_back(Command::Release(merchant.clone()));
+        }
+        let mut seqs: Vec<Seq> = self
+            .window
+            .values()
+            .filter(|held| held.stored.order.envelope.merchant == *merchant)
+            .filter(|held| !matches!(held.stage, Stage::Running { .. }))
+            .map(|held| held.stored.order.seq)
+            .collect();
+        seqs.sort_unstable();
+        for seq in seqs {
+            self.decide_alone(seq, now);
+        }
+    }
+
+    /// A manifest was created, changed or deleted.
+    pub fn on_registry(&mut self, merchant: &MerchantId, directory: &dyn Directory, now: Now) {
+        let Some(backlog) = self.backlogs.get_mut(merchant) else {
+            return;
+        };
+        match (directory.merchant(merchant), backlog.active.clone()) {
+            (None, _) => {
+                self.let_go(merchant, now);
+                let waits = self.backlogs.get(merchant).is_some_and(|b| b.unloaded > 0);
+                if waits {
+                    self.unknown_since
+                        .entry(merchant.clone())
+                        .or_insert(now.wall);
+                }
+            }
+            (Some(new), active) => {
+                self.unknown_since.remove(merchant);
+                backlog.quarantined = false;
+                backlog.panics.clear();
+                match active {
+                    // Keys mean something else now: begin again from the store.
+                    Some(old) if old.limits.ordering != new.limits.ordering => {
+                        self.let_go(merchant, now);
+                    }
+                    Some(_) => {
+                        backlog.active = Some(Arc::clone(&new));
+                        self.commands.push_back(Command::Change(new));
+                    }
+                    None => {
+                        let refused =
+                            |c: &Closure| c.because != expediter_types::ClosedBecause::RateLimited;
+                        if backlog.closure.as_ref().is_some_and(refused) {
+                            backlog.closure = None;
+                            self.event(Event::Opened {
+                                merchant: merchant.clone(),
+                            });
+                        }
+                    }
+                }
+                if let Some(backlog) = self.backlogs.get_mut(merchant)
+                    && backlog.active.is_none()
+                {
+                    backlog.head_due = None;
+                    backlog.cursor = if backlog.unloaded > 0 {
+                        0
+                    } else {
+                        backlog.cursor
+                    };
+                }
+                self.refill(merchant, directory, now);
+            }
+        }
+    }
+
+    /// Orders that stay in the mailbox for long are written to the store, so that a restart need
+    /// not read the log from them on.
+    pub(super) fn spill(&mut self, now: Now) {
+        let before = now.mono.saturating_sub(self.config.spill_after);
+        for held in self.window.values_mut() {
+            if !held.in_store && held.since <= before {
+                held.in_store = true;
+                self.ledger.store(held.stored.order.seq);
+                self.ops.push(StoreOp::Put(held.stored.clone()));
+            }
+        }
+        self.write_meta();
+    }
+
+    /// Lets actors go that have had nothing to do, once forgetting their limiter forgets nothing.
+    pub(super) fn release_idle(&mut self, now: Now) {
+        let idle_after = self.config.idle_after;
+        let mut idle = Vec::new();
+        self.backlogs.retain(|id, backlog| {
+            let limits = backlog.active.as_deref().map(|merchant| &merchant.limits);
+            let full_after = limits.map_or(0, |limits| {
+                let interval = limits.rate.map_or(0, |rate| rate.interval_ns() / 1_000 + 1);
+                interval.saturating_mul(u64::from(limits.burst))
+            });
+            let unused = now.mono.saturating_sub(backlog.last_used);
+            if !backlog.is_empty() || unused < idle_after.max(full_after) || backlog.quarantined {
+                return true;
+            }
+            if backlog.active.take().is_some() {
+                idle.push(id.clone());
+            }
+            backlog
+                .closure
+                .is_some_and(|closure| closure.until > now.wall)
+        });
+        for id in idle {
+            self.commands.push_back(Command::Release(id));
+        }
+    }
+
+    /// Whether a merchant keeps its orders' order.
+    pub(super) fn is_ordered(directory: &dyn Directory, merchant: &MerchantId) -> bool {
+        directory
+            .merchant(merchant)
+            .is_some_and(|merchant| merchant.limits.ordering != Ordering::None)
+    }
+
+    /// The backlog of a merchant, made when there is none.
+    pub(super) fn backlog(&mut self, merchant: &MerchantId) -> &mut Backlog {
+        self.backlogs
+            .entry(merchant.clone())
+            .or_insert_with(Backlog::new)
+    }
+
+    /// Timeout of the slowest attempt that runs, in milliseconds.
+    pub(super) fn longest_timeout(&self) -> u64 {
+        let running = self
+            .window
+            .values()
+            .filter(|h| matches!(h.stage, Stage::Running { .. }));
+        running
+            .filter_map(|held| self.backlogs.get(&held.stored.order.envelope.merchant))
+            .filter_map(|backlog| backlog.active.as_deref())
+            .map(|merchant: &Merchant| millis(merchant.adapter.timeout))
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// Writes the attempt that ended into the order's history; gives what it says for people.
+fn record_attempt(held: &mut Held, counted: bool) -> Why {
+    let state = &mut held.stored.state;
+    if counted && !matches!(held.stage, Stage::Offered) {
+        state.attempts += 1;
+    }
+    let stage = std::mem::replace(&mut held.stage, Stage::Offered);
+    let Stage::Answered { number, at, answer } = stage else {
+        return Why::default();
+    };
+    let delivered = matches!(
+        answer.class,
+        AttemptClass::Delivered | AttemptClass::AlreadyDone
+    );
+    let Answer {
+        class,
+        status,
+        detail,
+        excerpt,
+        took,
+        ..
+    } = *answer;
+    let why = if delivered {
+        Why::default()
+    } else {
+        Why { detail, excerpt }
+    };
+    state.remember(AttemptRecord {
+        number,
+        at,
+        class,
+        status,
+        took_ms: u32::try_from(took.as_millis()).unwrap_or(u32::MAX),
+        detail: why.detail.clone(),
+    });
+    why
+}

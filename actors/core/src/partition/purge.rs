@@ -1,0 +1,71 @@
+//! Compaction by merchant: when one merchant's waiting orders pin the log, what the others have
+//! finished is deleted by subject.
+
+use expediter_types::{MerchantId, Seq};
+
+use super::{Command, Load, PartitionMachine};
+
+/// The log counts as pinned when the low water is so many sequences behind.
+const PINNED: u64 = 20_000;
+/// A purge is worth its cost (4-5 ms of the broker) from so many finished orders on.
+const WORTH: u64 = 500;
+
+#[derive(Debug, Default)]
+pub(super) struct Purges {
+    asked: bool,
+}
+
+impl PartitionMachine {
+    /// Chooses the merchant with the most to give back. One at a time, one a mark.
+    pub(super) fn plan_purges(&mut self) {
+        if self.purges.asked || self.writer.purge_candidate.is_some() {
+            return;
+        }
+        if self.ledger.seen().saturating_sub(self.ledger.low_water()) < PINNED {
+            return;
+        }
+        let largest = self
+            .backlogs
+            .iter()
+            .max_by_key(|(_, backlog)| backlog.finished_since_purge);
+        let Some((merchant, backlog)) = largest else {
+            return;
+        };
+        if backlog.finished_since_purge < WORTH {
+            return;
+        }
+        let merchant = merchant.clone();
+        self.purges.asked = true;
+        self.commands
+            .push_back(Command::Load(Load::First { merchant }));
+    }
+
+    /// The lowest sequence the store has of the merchant. What is unfinished of a merchant only
+    /// moves up, so that it stays a bound.
+    pub(super) fn on_first(&mut self, merchant: MerchantId, first: Option<Seq>) {
+        self.purges.asked = false;
+        self.writer.purge_candidate = Some((merchant, first.unwrap_or(Seq::MAX)));
+    }
+
+    /// What the mark that is being written allows to be purged.
+    pub(super) fn purge_at_mark(&mut self, seen: Seq) -> Option<(MerchantId, Seq)> {
+        let (merchant, first) = self.writer.purge_candidate.take()?;
+        let held = self.window.values().map(|held| &held.stored.order);
+        let held = held
+            .filter(|order| order.envelope.merchant == merchant)
+            .map(|o| o.seq);
+        let finishing = self
+            .finishing
+            .iter()
+            .filter(|(_, f)| f.merchant == merchant);
+        let lowest = held
+            .chain(finishing.map(|(seq, _)| *seq))
+            .min()
+            .unwrap_or(Seq::MAX);
+        let below = first.min(lowest).min(seen);
+        if let Some(backlog) = self.backlogs.get_mut(&merchant) {
+            backlog.finished_since_purge = 0;
+        }
+        Some((merchant, below))
+    }
+}

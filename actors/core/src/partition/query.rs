@@ -1,0 +1,221 @@
+//! What operators ask.
+
+use std::collections::VecDeque;
+
+use expediter_types::{
+    Answer, AttemptClass, ClosedBecause, MerchantId, Now, OrderId, OutcomeKind, Seq, UnixMillis,
+};
+
+use super::merchants::Stage;
+use super::{Directory, PartitionMachine};
+use crate::Stored;
+use crate::repeats::id_hash;
+
+/// Latencies kept per active merchant.
+const SAMPLES: usize = 128;
+
+/// What a merchant's row says about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MerchantState {
+    Open,
+    Closed {
+        because: ClosedBecause,
+        until: UnixMillis,
+    },
+    Quarantined,
+    Unknown,
+}
+
+/// One merchant with unfinished orders or a live actor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MerchantRow {
+    pub merchant: MerchantId,
+    pub state: MerchantState,
+    /// Unfinished orders: in the mailbox, in the store, or decided and not acknowledged.
+    pub backlog: u64,
+    pub in_flight: u32,
+    pub mailbox: u32,
+    pub delivered: u64,
+    /// From the broker's timestamp to the delivery, over the newest deliveries; milliseconds.
+    pub latencies: Vec<u32>,
+    pub last_error: String,
+}
+
+/// Where an order is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Located {
+    /// In a mailbox; `running`: number of the attempt in flight.
+    Mailbox {
+        stored: Box<Stored>,
+        running: Option<u32>,
+    },
+    /// In the store, or known to be finished by then.
+    Store {
+        merchant: MerchantId,
+        seq: Seq,
+    },
+    /// Decided; its outcome is being written.
+    Finishing {
+        seq: Seq,
+    },
+    /// Finished within this owner's memory.
+    Finished {
+        seq: Seq,
+    },
+    Unknown,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Stats {
+    delivered: u64,
+    latencies: VecDeque<u32>,
+    last_error: String,
+}
+
+impl Stats {
+    pub(super) fn answered(&mut self, answer: &Answer, _now: Now) {
+        if !matches!(
+            answer.class,
+            AttemptClass::Delivered | AttemptClass::AlreadyDone
+        ) {
+            self.last_error.clone_from(&answer.detail);
+        }
+    }
+
+    pub(super) fn finished(&mut self, kind: &OutcomeKind, detail: &str, created: u64, now: Now) {
+        match kind {
+            OutcomeKind::Delivered => {
+                self.delivered += 1;
+                if self.latencies.len() >= SAMPLES {
+                    self.latencies.pop_front();
+                }
+                let took = now.wall.saturating_sub(created);
+                self.latencies
+                    .push_back(u32::try_from(took).unwrap_or(u32::MAX));
+            }
+            OutcomeKind::Duplicate => {}
+            OutcomeKind::Rejected | OutcomeKind::Expired | OutcomeKind::DeadLettered(_) => {
+                if !detail.is_empty() {
+                    detail.clone_into(&mut self.last_error);
+                }
+            }
+        }
+    }
+}
+
+impl PartitionMachine {
+    /// All merchants that have something here, or the one asked for.
+    #[must_use]
+    pub fn rows(
+        &self,
+        only: Option<&MerchantId>,
+        directory: &dyn Directory,
+        now: Now,
+    ) -> Vec<MerchantRow> {
+        let backlogs = self
+            .backlogs
+            .iter()
+            .filter(|(id, _)| only.is_none_or(|only| *id == only));
+        backlogs
+            .map(|(id, backlog)| MerchantRow {
+                merchant: id.clone(),
+                state: match backlog.closure.filter(|closure| closure.until > now.wall) {
+                    _ if backlog.quarantined => MerchantState::Quarantined,
+                    _ if directory.merchant(id).is_none() => MerchantState::Unknown,
+                    Some(c) => MerchantState::Closed {
+                        because: c.because,
+                        until: c.until,
+                    },
+                    None => MerchantState::Open,
+                },
+                backlog: backlog.unloaded
+                    + u64::from(backlog.offered)
+                    + u64::from(backlog.finishing),
+                in_flight: backlog.running,
+                mailbox: backlog.offered,
+                delivered: backlog.stats.delivered,
+                latencies: backlog.stats.latencies.iter().copied().collect(),
+                last_error: backlog.stats.last_error.clone(),
+            })
+            .collect()
+    }
+
+    /// Finds an order by its id; the newest generation that this owner remembers.
+    #[must_use]
+    pub fn locate(&self, merchant: &MerchantId, id: &OrderId) -> Located {
+        let found = (1..=8_u32)
+            .rev()
+            .find_map(|g| self.repeats.find(id_hash(merchant, id, g)));
+        let Some(seq) = found else {
+            return Located::Unknown;
+        };
+        if let Some(held) = self.window.get(&seq) {
+            let running = match held.stage {
+                Stage::Running { number, .. } => Some(number),
+                _ => None,
+            };
+            return Located::Mailbox {
+                stored: Box::new(held.stored.clone()),
+                running,
+            };
+        }
+        if self.finishing.contains_key(&seq) {
+            return Located::Finishing { seq };
+        }
+        if self.ledger.is_open(seq) {
+            return Located::Store {
+                merchant: merchant.clone(),
+                seq,
+            };
+        }
+        Located::Finished { seq }
+    }
+
+    /// Attempts in flight.
+    #[must_use]
+    pub fn running(&self) -> u32 {
+        self.running
+    }
+
+    /// Taken and not finished.
+    #[must_use]
+    pub fn unfinished(&self) -> u64 {
+        self.ledger.open()
+    }
+
+    /// In the store and not in a mailbox.
+    #[must_use]
+    pub fn waiting_in_store(&self) -> u64 {
+        self.stored_orders()
+    }
+
+    /// Actors that are alive.
+    #[must_use]
+    pub fn active_merchants(&self) -> usize {
+        self.backlogs
+            .values()
+            .filter(|backlog| backlog.active.is_some())
+            .count()
+    }
+
+    /// Merchants that nobody may send to until an operator says so.
+    #[must_use]
+    pub fn quarantined_merchants(&self) -> usize {
+        self.backlogs
+            .values()
+            .filter(|backlog| backlog.quarantined)
+            .count()
+    }
+
+    /// Ids remembered to notice repeats.
+    #[must_use]
+    pub fn repeats_window(&self) -> usize {
+        self.repeats.len()
+    }
+
+    /// Decisions without an acknowledgement.
+    #[must_use]
+    pub fn unconfirmed(&self) -> usize {
+        self.writer.unconfirmed()
+    }
+}

@@ -1,0 +1,486 @@
+//! The one writer of a partition: what goes to OUTCOMES, in order, one record at a time.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+
+use bytes::Bytes;
+use expediter_types::{
+    AttemptMark, ClosedMerchant, DeadLetter, Mark, MerchantId, Now, OrderId, Outcome, OutcomeKind,
+    Record, Seq, UnixMillis,
+};
+
+use super::{Directory, Event, Finishing, PartitionConfig, PartitionMachine};
+use crate::store::StoreOp;
+use crate::{Stored, check_invariant, key_hash};
+
+/// A group of outcomes stays below this, by estimate; records must fit a message of 1 MiB.
+const GROUP_BYTES: usize = 512 * 1024;
+/// A successor without this owner's store notices repeats of at least this age.
+const REPEATS_WINDOW_MS: u64 = 600_000;
+
+/// What is said with a decision, for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Why {
+    pub(super) detail: String,
+    /// Beginning of the merchant's answer.
+    pub(super) excerpt: Bytes,
+}
+
+impl<T: Into<String>> From<T> for Why {
+    fn from(detail: T) -> Self {
+        Self {
+            detail: detail.into(),
+            excerpt: Bytes::new(),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Decided {
+    Outcome(Outcome),
+    Dead(Box<DeadLetter>),
+}
+
+/// What the acknowledged record was, for the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acked {
+    Outcomes,
+    Attempts,
+    /// The log may be compacted below.
+    Mark {
+        low_water: Seq,
+        last_taken: Seq,
+        last_taken_at: UnixMillis,
+    },
+}
+
+#[derive(Debug)]
+enum UnderWay {
+    Outcomes(Vec<Seq>),
+    Attempts(Vec<Seq>),
+    Mark {
+        low_water: Seq,
+        last_taken: (Seq, UnixMillis),
+        purge: Option<(MerchantId, Seq)>,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Attempts {
+    counter: u64,
+    in_flight: BTreeMap<Seq, OrderId>,
+}
+
+/// Queue of records.
+#[derive(Debug)]
+pub(super) struct Writer {
+    decided: VecDeque<(u64, Decided)>,
+    /// Per merchant without idempotency: listed until the outcome is acknowledged, so that a
+    /// crash between the two still finds the attempt.
+    attempts: BTreeMap<MerchantId, Attempts>,
+    dirty: VecDeque<MerchantId>,
+    dirty_set: HashSet<MerchantId>,
+    under_way: Option<(u64, UnderWay)>,
+    unacknowledged: usize,
+    next_number: u64,
+    covers: Seq,
+    repeats_from: VecDeque<(UnixMillis, Seq)>,
+    last_mark: u64,
+    hurry: bool,
+    /// A mark is wanted once the store has this batch.
+    mark_after: Option<u64>,
+    marked: Option<(Seq, Seq, u64)>,
+    finished: u64,
+    pub(super) purge_candidate: Option<(MerchantId, Seq)>,
+}
+
+impl Writer {
+    pub(super) fn new(covers: Seq, repeats_from: Seq, now: Now) -> Self {
+        Self {
+            decided: VecDeque::new(),
+            attempts: BTreeMap::new(),
+            dirty: VecDeque::new(),
+            dirty_set: HashSet::new(),
+            under_way: None,
+            unacknowledged: 0,
+            next_number: 1,
+            covers,
+            repeats_from: VecDeque::from([(now.wall, repeats_from)]),
+            last_mark: now.mono,
+            // The first mark says that this epoch knows what the former one did.
+            hurry: true,
+            mark_after: None,
+            marked: None,
+            finished: 0,
+            purge_candidate: None,
+        }
+    }
+
+    /// An unrepeatable attempt of a former epoch, listed until its outcome is acknowledged.
+    pub(super) fn inherit_attempt(&mut self, merchant: MerchantId, seq: Seq, id: OrderId) {
+        self.attempts
+            .entry(merchant)
+            .or_default()
+            .in_flight
+            .insert(seq, id);
+    }
+
+    /// An unrepeatable attempt wants to start.
+    pub(super) fn mark_attempt(&mut self, merchant: &MerchantId, seq: Seq, id: OrderId) {
+        self.attempts
+            .entry(merchant.clone())
+            .or_default()
+            .in_flight
+            .insert(seq, id);
+        self.dirty(merchant);
+    }
+
+    /// An attempt ended and the order goes on: it is surely not at the merchant.
+    pub(super) fn unmark_attempt(&mut self, merchant: &MerchantId, seq: Seq) {
+        if let Some(attempts) = self.attempts.get_mut(merchant)
+            && attempts.in_flight.remove(&seq).is_some()
+        {
+            self.dirty(merchant);
+        }
+    }
+
+    fn dirty(&mut self, merchant: &MerchantId) {
+        if self.dirty_set.insert(merchant.clone()) {
+            self.dirty.push_back(merchant.clone());
+        }
+    }
+
+    pub(super) fn hurry_mark(&mut self) {
+        self.hurry = true;
+    }
+
+    /// Decisions without an acknowledgement.
+    pub(super) fn unconfirmed(&self) -> usize {
+        self.unacknowledged
+    }
+
+    /// When a group that waits for company has waited enough.
+    pub(super) fn flush_at(&self, config: &PartitionConfig) -> Option<u64> {
+        if self.under_way.is_some() {
+            return None;
+        }
+        self.decided.front().map(|(at, _)| at + config.linger)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.under_way.is_none()
+            && self.decided.is_empty()
+            && self.dirty.is_empty()
+            && self.mark_after.is_none()
+    }
+}
+
+impl PartitionMachine {
+    /// A terminal decision. The order is finished when its record is acknowledged.
+    pub(super) fn conclude(
+        &mut self,
+        stored: Stored,
+        in_store: bool,
+        kind: OutcomeKind,
+        why: Why,
+        now: Now,
+    ) {
+        let Stored { order, state, .. } = stored;
+        let seq = order.seq;
+        let envelope = order.envelope.clone();
+        let merchant = envelope.merchant.clone();
+        check_invariant!(
+            Ord1,
+            self.ledger.is_open(seq) && !self.finishing.contains_key(&seq),
+            "order {seq} ends a second time as {kind:?}"
+        );
+        let key = envelope.key.as_deref().map(key_hash);
+        let finishing = Finishing {
+            merchant: merchant.clone(),
+            in_store,
+            key,
+        };
+        self.finishing.insert(seq, finishing);
+        if let Some(backlog) = self.backlogs.get_mut(&merchant) {
+            backlog.finishing += 1;
+            backlog
+                .stats
+                .finished(&kind, &why.detail, envelope.created, now);
+        }
+        let outcome = Outcome {
+            seq,
+            kind,
+            payload_hash: order.payload_hash,
+            at: now.wall,
+            attempts: state.history,
+            detail: why.detail,
+            envelope,
+        };
+        let decided = match kind {
+            OutcomeKind::DeadLettered(reason) => {
+                let id = outcome.envelope.id.clone();
+                self.event(Event::DeadLettered {
+                    merchant,
+                    id,
+                    reason,
+                });
+                let payload = order.payload.clone();
+                Decided::Dead(Box::new(DeadLetter {
+                    outcome,
+                    payload,
+                    excerpt: why.excerpt,
+                }))
+            }
+            _ => Decided::Outcome(outcome),
+        };
+        self.writer.unacknowledged += 1;
+        self.writer.decided.push_back((now.mono, decided));
+    }
+
+    /// The next record, if one is to be written now. Its number goes into
+    /// [`PartitionMachine::on_acked`]; until then no other is given.
+    pub fn next_record(&mut self, now: Now) -> Option<(u64, Record)> {
+        if self.writer.under_way.is_some() {
+            return None;
+        }
+        let (record, under_way) = self
+            .attempt_mark()
+            .or_else(|| self.outcomes(now))
+            .or_else(|| self.mark(now))?;
+        let number = self.writer.next_number;
+        self.writer.next_number += 1;
+        self.writer.under_way = Some((number, under_way));
+        Some((number, record))
+    }
+
+    fn attempt_mark(&mut self) -> Option<(Record, UnderWay)> {
+        let merchant = self.writer.dirty.pop_front()?;
+        self.writer.dirty_set.remove(&merchant);
+        let attempts = self.writer.attempts.get_mut(&merchant)?;
+        attempts.counter += 1;
+        let counter = attempts.counter;
+        let in_flight: Vec<(Seq, OrderId)> = attempts
+            .in_flight
+            .iter()
+            .map(|(seq, id)| (*seq, id.clone()))
+            .collect();
+        let seqs = in_flight.iter().map(|(seq, _)| *seq).collect();
+        let mark = AttemptMark {
+            merchant,
+            counter,
+            in_flight,
+        };
+        Some((Record::Attempts(mark), UnderWay::Attempts(seqs)))
+    }
+
+    fn outcomes(&mut self, now: Now) -> Option<(Record, UnderWay)> {
+        let decided = &mut self.writer.decided;
+        let (at, _) = decided.front()?;
+        let patient = decided.len() < self.config.group && !self.draining;
+        if patient && now.mono < at + self.config.linger {
+            return None;
+        }
+        let (mut group, mut bytes) = (Vec::new(), 0);
+        while let Some((at, next)) = decided.pop_front() {
+            match next {
+                Decided::Dead(letter) if group.is_empty() => {
+                    let seq = letter.outcome.seq;
+                    return Some((Record::Dead(letter), UnderWay::Outcomes(vec![seq])));
+                }
+                Decided::Outcome(outcome)
+                    if group.len() < self.config.group && bytes < GROUP_BYTES =>
+                {
+                    bytes += estimate(&outcome);
+                    group.push(outcome);
+                }
+                other => {
+                    decided.push_front((at, other));
+                    break;
+                }
+            }
+        }
+        let seqs = group.iter().map(|outcome: &Outcome| outcome.seq).collect();
+        Some((Record::Outcomes(group), UnderWay::Outcomes(seqs)))
+    }
+
+    fn mark(&mut self, now: Now) -> Option<(Record, UnderWay)> {
+        if self
+            .writer
+            .mark_after
+            .is_none_or(|batch| batch > self.committed)
+        {
+            return None;
+        }
+        self.writer.mark_after = None;
+        self.writer.last_mark = now.mono;
+        let low_water = self.ledger.low_water();
+        let seen = self.ledger.seen();
+        check_invariant!(
+            Ord1,
+            low_water <= seen,
+            "low water {low_water} passed seen {seen}"
+        );
+        let history = &mut self.writer.repeats_from;
+        history.push_back((now.wall, self.writer.covers));
+        while history
+            .get(1)
+            .is_some_and(|(at, _)| *at + REPEATS_WINDOW_MS <= now.wall)
+        {
+            history.pop_front();
+        }
+        let repeats_from = history.front().map_or(0, |(_, seq)| *seq);
+        let closed = self.backlogs.iter().filter_map(|(merchant, backlog)| {
+            let closure = backlog.closure.filter(|closure| closure.until > now.wall)?;
+            let (because, until) = (closure.because, closure.until);
+            Some(ClosedMerchant {
+                merchant: merchant.clone(),
+                because,
+                until,
+            })
+        });
+        let mark = Mark {
+            low_water,
+            seen,
+            closed: closed.collect(),
+            finished: self.ledger.finished(),
+            covers: self.writer.covers,
+            repeats_from,
+            attempts: self.attempted.values().copied().collect(),
+            unknown_since: self.unknown_since.clone().into_iter().collect(),
+            at: now.wall,
+        };
+        let purge = self.purge_at_mark(seen);
+        let under_way = UnderWay::Mark {
+            low_water,
+            last_taken: self.last_taken,
+            purge,
+        };
+        Some((Record::Mark(Box::new(mark)), under_way))
+    }
+
+    /// Asks for a mark when there is something new to say and the time has come.
+    pub(super) fn plan_mark(&mut self, now: Now) {
+        let state = (
+            self.ledger.low_water(),
+            self.ledger.seen(),
+            self.writer.finished,
+        );
+        let due = now.mono.saturating_sub(self.writer.last_mark) >= self.config.mark_every;
+        let news = self.writer.marked != Some(state);
+        if self.writer.mark_after.is_some() || !(self.writer.hurry || (due && news)) {
+            return;
+        }
+        self.writer.hurry = false;
+        self.writer.marked = Some(state);
+        self.request_mark();
+    }
+
+    /// The ids taken so far go to the store first: a mark tells a successor with this store that
+    /// it need not read older outcomes.
+    pub(super) fn request_mark(&mut self) {
+        let (chunks, forget) = self.repeats.take_unsaved();
+        for (chunk, entries) in chunks {
+            self.ops.push(StoreOp::Repeats { chunk, entries });
+        }
+        if let Some(below) = forget {
+            self.ops.push(StoreOp::ForgetRepeats { below });
+        }
+        self.write_meta();
+        let pending = u64::from(!self.ops.is_empty());
+        self.writer.mark_after = Some(self.batch_number + pending);
+    }
+
+    /// The record with this number is durable at this sequence of OUTCOMES.
+    pub fn on_acked(
+        &mut self,
+        number: u64,
+        seq: Seq,
+        directory: &dyn Directory,
+        now: Now,
+    ) -> Option<Acked> {
+        if self
+            .writer
+            .under_way
+            .as_ref()
+            .is_none_or(|(current, _)| *current != number)
+        {
+            return None;
+        }
+        let (_, under_way) = self.writer.under_way.take()?;
+        self.writer.covers = self.writer.covers.max(seq);
+        Some(match under_way {
+            UnderWay::Outcomes(seqs) => {
+                let full = self.writer.unacknowledged >= self.config.unconfirmed;
+                for seq in seqs {
+                    self.on_finished(seq, directory, now);
+                }
+                if full && self.writer.unacknowledged < self.config.unconfirmed {
+                    self.wake_all(directory, now);
+                }
+                Acked::Outcomes
+            }
+            UnderWay::Attempts(seqs) => {
+                self.launch_marked(&seqs, now);
+                Acked::Attempts
+            }
+            UnderWay::Mark {
+                low_water,
+                last_taken,
+                purge,
+            } => {
+                if let Some((merchant, below)) = purge {
+                    self.commands
+                        .push_back(super::Command::Purge { merchant, below });
+                }
+                Acked::Mark {
+                    low_water,
+                    last_taken: last_taken.0,
+                    last_taken_at: last_taken.1,
+                }
+            }
+        })
+    }
+
+    fn on_finished(&mut self, seq: Seq, directory: &dyn Directory, now: Now) {
+        self.writer.unacknowledged = self.writer.unacknowledged.saturating_sub(1);
+        self.writer.finished += 1;
+        let was_open = self.ledger.finish(seq);
+        check_invariant!(Ord1, was_open, "order {seq} was finished twice");
+        self.attempted.remove(&seq);
+        let Some(Finishing {
+            merchant,
+            in_store,
+            key,
+        }) = self.finishing.remove(&seq)
+        else {
+            return;
+        };
+        if let Some(attempts) = self.writer.attempts.get_mut(&merchant) {
+            attempts.in_flight.remove(&seq);
+            if attempts.in_flight.is_empty() && !self.writer.dirty_set.contains(&merchant) {
+                // Nothing is in flight and everything listed is finished: no mark is needed.
+                attempts.counter += 1;
+            }
+        }
+        if let Some(backlog) = self.backlogs.get_mut(&merchant) {
+            backlog.finishing = backlog.finishing.saturating_sub(1);
+            backlog.finished_since_purge += 1;
+        }
+        if in_store {
+            self.ops.push(StoreOp::Remove {
+                merchant: merchant.clone(),
+                seq,
+            });
+            self.after_key(&merchant, key, directory, now);
+        }
+    }
+}
+
+/// Roughly the bytes of an outcome in its record.
+fn estimate(outcome: &Outcome) -> usize {
+    let attempts: usize = outcome
+        .attempts
+        .iter()
+        .map(|a| 120 + a.detail.len() * 2)
+        .sum();
+    400 + outcome.detail.len() * 2 + attempts
+}
