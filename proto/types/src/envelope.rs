@@ -1,3 +1,4 @@
+use std::fmt;
 use std::sync::Arc;
 
 use crate::{Incarnation, MerchantId, OrderId, Seq, UnixMillis};
@@ -38,4 +39,12 @@ pub struct Envelope {
 pub struct Origin {
     pub incarnation: Incarnation,
     pub seq: Seq,
+}
+
+/// `<created>.<counter>-<seq>`: the form in headers and records, and of derived order ids.
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Incarnation { created, counter } = self.incarnation;
+        write!(f, "{created}.{counter}-{}", self.seq)
+    }
 }

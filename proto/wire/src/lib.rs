@@ -1,1 +1,16 @@
-//! expediter-wire
+//! Everything that crosses a wire: subjects, headers, records, registry values, manifests.
+//!
+//! Constraints: no I/O and no clock; bytes in, the values of `expediter-types` out, and back.
+//! Every format carries `"v":1` and is frozen by the golden vectors under `vectors/`: readers ignore
+//! fields they do not know and refuse a `v` above the one they know. No reader panics on any input.
+
+mod error;
+mod json;
+mod time;
+
+pub mod order;
+pub mod records;
+pub mod subjects;
+
+pub use error::WireError;
+pub use time::{MAX_MILLIS, Rfc3339, parse_rfc3339};

@@ -1,0 +1,85 @@
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use expediter_types::{Claim, ClaimState, NodeName};
+use serde::{Deserialize, Serialize};
+
+use crate::json::{self, IncarnationJson, V1};
+use crate::{Rfc3339, WireError};
+
+const WHAT: &str = "claim";
+
+#[derive(Serialize, Deserialize)]
+struct ClaimJson<'a> {
+    v: V1,
+    #[serde(borrow)]
+    node: Cow<'a, str>,
+    #[serde(borrow)]
+    instance: Cow<'a, str>,
+    #[serde(borrow)]
+    state: Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    epoch: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    running: Option<Cow<'a, [u64]>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    busy_until: Option<Rfc3339>,
+    replaces: u64,
+    incarnation: IncarnationJson,
+    cut: u64,
+    at: Rfc3339,
+}
+
+/// `claim.<p>`: held, or released. Its own sequence is the token of what follows.
+#[must_use]
+pub fn encode_claim(claim: &Claim) -> Bytes {
+    let mut record = ClaimJson {
+        v: V1,
+        node: claim.node.as_str().into(),
+        instance: claim.instance.as_str().into(),
+        state: "held".into(),
+        epoch: None,
+        running: None,
+        busy_until: None,
+        replaces: claim.replaces,
+        incarnation: claim.incarnation.into(),
+        cut: claim.cut,
+        at: Rfc3339(claim.at),
+    };
+    if let ClaimState::Released {
+        epoch,
+        running,
+        busy_until,
+    } = &claim.state
+    {
+        record.state = "released".into();
+        record.epoch = Some(*epoch);
+        record.running = Some(running.into());
+        record.busy_until = Some(Rfc3339(*busy_until));
+    }
+    json::encode_bytes(&record)
+}
+
+/// Reads what [`encode_claim`] writes.
+pub fn decode_claim(bytes: &[u8]) -> Result<Claim, WireError> {
+    let record: ClaimJson<'_> = json::decode(WHAT, bytes)?;
+    let state = match (&*record.state, record.epoch) {
+        ("held", _) => ClaimState::Held,
+        ("released", Some(epoch)) => ClaimState::Released {
+            epoch,
+            running: record.running.unwrap_or_default().into_owned(),
+            busy_until: record.busy_until.map_or(0, |time| time.0),
+        },
+        ("released", None) => return Err(WireError::invalid(WHAT, "released without an epoch")),
+        (other, _) => return Err(WireError::invalid(WHAT, format_args!("state {other:?}"))),
+    };
+    Ok(Claim {
+        node: NodeName::new(&record.node).map_err(|e| WireError::invalid(WHAT, e))?,
+        instance: record.instance.into_owned(),
+        state,
+        replaces: record.replaces,
+        incarnation: record.incarnation.into(),
+        cut: record.cut,
+        at: record.at.0,
+    })
+}
