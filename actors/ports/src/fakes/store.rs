@@ -222,20 +222,20 @@ impl Content {
             ..StoredPartition::default()
         };
         for ((merchant, seq), stored) in &self.orders {
-            summary.orders.insert(*seq);
-            match summary.merchants.last_mut() {
-                Some(last) if last.merchant == *merchant => {
-                    last.count += 1;
-                    last.last = *seq;
-                    last.next_due = last.next_due.into_iter().chain(stored.state.due).min();
-                }
-                _ => summary.merchants.push(StoredMerchant {
+            if summary
+                .merchants
+                .last()
+                .is_none_or(|last| last.merchant != *merchant)
+            {
+                summary.merchants.push(StoredMerchant {
                     merchant: merchant.clone(),
-                    count: 1,
-                    first: *seq,
-                    last: *seq,
-                    next_due: stored.state.due,
-                }),
+                    orders: Default::default(),
+                    next_due: None,
+                });
+            }
+            if let Some(last) = summary.merchants.last_mut() {
+                last.orders.insert(*seq);
+                last.next_due = last.next_due.into_iter().chain(stored.state.due).min();
             }
         }
         summary.repeats = self
