@@ -1,0 +1,291 @@
+//! This node's key in NODES: who sees it knows that the node lives.
+//!
+//! The key is published raw: the client's `create_with_ttl` loses the time to live over a marker,
+//! and the lease would never end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use expediter_types::{NodeName, Seq, UnixMillis};
+use expediter_wire::subjects;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::broker::{Broker, NoAck};
+use crate::clock::{boot, wall};
+use crate::streams::bucket_stream;
+use crate::Error;
+
+/// A node that was not heard for so long is dead.
+pub(crate) const TTL: Duration = Duration::from_secs(3);
+const RENEWAL: Duration = Duration::from_secs(1);
+/// Requests that are written just before the end of the lease are on the wire a little longer.
+const MARGIN: Duration = Duration::from_millis(750);
+
+/// The value of a node's key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeValue {
+    v: u8,
+    /// Differs for each start of the process.
+    pub(crate) instance: String,
+    /// It gives its partitions away.
+    #[serde(default)]
+    pub(crate) leaving: bool,
+    since: UnixMillis,
+    #[serde(default)]
+    process: Option<Process>,
+}
+
+/// Where the process runs: its death can be seen from the same place at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Process {
+    boot: String,
+    /// The namespace of process ids: in another one the number says nothing.
+    space: String,
+    pid: u32,
+}
+
+impl Process {
+    fn own() -> Option<Self> {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let space = std::fs::read_link("/proc/self/ns/pid").ok()?;
+        Some(Self {
+            boot: boot.trim().to_owned(),
+            space: space.to_string_lossy().into_owned(),
+            pid: std::process::id(),
+        })
+    }
+
+    /// Certainly: false where it cannot be told.
+    fn is_dead(&self) -> bool {
+        let Some(own) = Self::own() else { return false };
+        let near = own.boot == self.boot && own.space == self.space && own.pid != self.pid;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid));
+        // A zombie runs no more either; its state follows the name in brackets.
+        let ended = match stat {
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+            Ok(stat) => stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')),
+        };
+        near && ended
+    }
+}
+
+pub(crate) fn read_value(payload: &[u8]) -> Option<NodeValue> {
+    serde_json::from_slice(payload).ok()
+}
+
+/// `n.<name>`
+pub(crate) fn key(node: &NodeName) -> String {
+    format!("n.{node}")
+}
+
+fn subject(node: &NodeName) -> String {
+    format!("$KV.{}.{}", subjects::NODES, key(node))
+}
+
+/// How fresh the lease is, for everything that must not act without one.
+#[derive(Debug, Default)]
+pub(crate) struct Freshness {
+    /// Milliseconds since boot when the newest successful renewal was begun; 0 for none.
+    renewed: AtomicU64,
+    ended: AtomicBool,
+}
+
+impl Freshness {
+    /// The lease holds, with the margin that a request needs.
+    pub(crate) fn fresh(&self) -> bool {
+        self.age() + MARGIN < TTL
+    }
+
+    /// Since the newest successful renewal.
+    pub(crate) fn age(&self) -> Duration {
+        let renewed = self.renewed.load(Ordering::Acquire);
+        if renewed == 0 || self.ended.load(Ordering::Acquire) {
+            return Duration::MAX / 4;
+        }
+        boot().saturating_sub(Duration::from_millis(renewed))
+    }
+
+    fn renewed_at(&self, begun: Duration) {
+        let millis = u64::try_from(begun.as_millis()).unwrap_or(u64::MAX);
+        self.renewed.store(millis, Ordering::Release);
+    }
+
+    fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+}
+
+/// The key as this process holds it.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    broker: Broker,
+    node: NodeName,
+    value: NodeValue,
+    revision: Seq,
+    freshness: Arc<Freshness>,
+}
+
+/// What stands under the name.
+enum Standing {
+    /// Nothing, or a marker: the revision to replace.
+    Free(Seq),
+    Own(Seq),
+    Other(Seq, NodeValue),
+}
+
+impl Lease {
+    /// Takes the name. A former holder is waited for: it has ended when its key has, or when it can
+    /// be seen to be dead.
+    ///
+    /// # Errors
+    /// [`Error::NameInUse`] when the other goes on renewing.
+    pub(crate) async fn take(
+        broker: &Broker,
+        node: &NodeName,
+        instance: &str,
+    ) -> Result<Self, Error> {
+        let value = NodeValue {
+            v: 1,
+            instance: instance.to_owned(),
+            leaving: false,
+            since: wall(),
+            process: Process::own(),
+        };
+        let freshness = Arc::new(Freshness::default());
+        let mut lease =
+            Self { broker: broker.clone(), node: node.clone(), value, revision: 0, freshness };
+        let deadline = Instant::now() + TTL + Duration::from_secs(2);
+        loop {
+            let holder = match lease.standing().await? {
+                Standing::Free(revision) | Standing::Own(revision) => {
+                    lease.revision = revision;
+                    None
+                }
+                Standing::Other(revision, value) => {
+                    let dead = value.process.as_ref().is_some_and(Process::is_dead);
+                    lease.revision = revision;
+                    (!dead).then_some(value.instance)
+                }
+            };
+            match holder {
+                None => {
+                    if lease.put().await.is_ok() {
+                        return Ok(lease);
+                    }
+                }
+                Some(instance) if Instant::now() >= deadline => {
+                    return Err(Error::NameInUse { name: node.clone(), instance });
+                }
+                Some(_) => {}
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    pub(crate) fn freshness(&self) -> Arc<Freshness> {
+        self.freshness.clone()
+    }
+
+    /// Renews until the name is lost, or until `stop` says that the node has left. `leaving` is
+    /// told to the others as soon as it is set.
+    pub(crate) async fn keep(
+        mut self,
+        mut leaving: watch::Receiver<bool>,
+        mut stop: watch::Receiver<bool>,
+    ) -> Result<(), Error> {
+        let mut wait = RENEWAL;
+        loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => {
+                    self.give_up().await;
+                    return Ok(());
+                }
+                () = tokio::time::sleep(wait) => {}
+                _ = leaving.changed(), if !self.value.leaving => {
+                    self.value.leaving = *leaving.borrow();
+                }
+            }
+            wait = match self.put().await {
+                Ok(()) => RENEWAL,
+                Err(NoAck::WrongLast { .. }) => match self.standing().await {
+                    Ok(Standing::Free(revision) | Standing::Own(revision)) => {
+                        self.revision = revision;
+                        Duration::ZERO
+                    }
+                    Ok(Standing::Other(_, value)) => {
+                        self.freshness.end();
+                        let name = self.node.clone();
+                        return Err(Error::NameInUse { name, instance: value.instance });
+                    }
+                    Err(_) => Duration::from_millis(250),
+                },
+                Err(error) => {
+                    tracing::debug!(%error, "the lease was not renewed");
+                    Duration::from_millis(250)
+                }
+            };
+        }
+    }
+
+    async fn put(&mut self) -> Result<(), NoAck> {
+        let begun = boot();
+        let payload = serde_json::to_vec(&self.value).expect("plain fields are always JSON");
+        let ttl = TTL.as_secs().to_string();
+        let headers = headers(self.revision, &[("Nats-TTL", &ttl)]);
+        // A late answer is worth nothing: the next try tells.
+        let within = Duration::from_secs(1);
+        let ack = self
+            .broker
+            .publish_within(subject(&self.node), headers, Bytes::from(payload), within)
+            .await?;
+        self.revision = ack.seq;
+        self.freshness.renewed_at(begun);
+        Ok(())
+    }
+
+    /// The others need not wait for the end of the lease.
+    async fn give_up(&mut self) {
+        self.freshness.end();
+        let extra = [("KV-Operation", "DEL"), ("Nats-TTL", "60")];
+        let headers = headers(self.revision, &extra);
+        let within = Duration::from_secs(1);
+        let gone = self
+            .broker
+            .publish_within(subject(&self.node), headers, Bytes::new(), within)
+            .await;
+        if let Err(error) = gone {
+            tracing::debug!(%error, "the node's key ends by itself");
+        }
+    }
+
+    async fn standing(&self) -> Result<Standing, Error> {
+        let stream = bucket_stream(subjects::NODES);
+        let Some(message) = self.broker.last(&stream, &subject(&self.node)).await? else {
+            return Ok(Standing::Free(0));
+        };
+        let marker = message.headers.get("KV-Operation").is_some()
+            || message.headers.get("Nats-Marker-Reason").is_some();
+        Ok(match read_value(&message.payload) {
+            Some(value) if !marker && value.instance == self.value.instance => {
+                Standing::Own(message.sequence)
+            }
+            Some(value) if !marker => Standing::Other(message.sequence, value),
+            _ => Standing::Free(message.sequence),
+        })
+    }
+}
+
+fn headers(revision: Seq, extra: &[(&str, &str)]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Expected-Last-Subject-Sequence", revision.to_string().as_str());
+    for (name, value) in extra {
+        headers.insert(*name, *value);
+    }
+    headers
+}
