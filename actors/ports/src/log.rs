@@ -87,6 +87,11 @@ pub trait PartitionLog: Debug + Send + Sync + 'static {
 
     /// The lease is fresh: a request may be written now.
     fn lease_fresh(&self) -> bool;
+
+    /// Asks the registry's leader whether a merchant is registered; `None`: it could not be asked.
+    fn registered(&self, _merchant: &MerchantId) -> BoxFuture<'static, Option<bool>> {
+        Box::pin(std::future::ready(None))
+    }
 }
 
 /// A partition that was claimed and recovered.

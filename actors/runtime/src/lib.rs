@@ -1,1 +1,21 @@
-//! expediter-runtime
+//! The supervised actors: the only crate that names actix.
+//!
+//! A [`Platform`] owns partitions. Each partition is an actor that runs the pure partition machine
+//! and carries out its commands; each merchant with work is an actor beside it that runs the pure
+//! merchant machine. Store calls happen on one thread of their own, requests on the process's
+//! tokio runtime.
+
+mod capacity;
+mod clock;
+mod merchant_actor;
+mod partition_actor;
+mod platform;
+mod registry;
+mod store_queue;
+mod writer;
+
+pub use clock::Clock;
+pub use merchant_actor::{Step, StepHook};
+pub use partition_actor::PartitionGauges;
+pub use platform::{Error, Options, Platform, PlatformEvents, Snapshot};
+pub use registry::MerchantDirectory;

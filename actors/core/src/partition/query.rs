@@ -171,6 +171,12 @@ impl PartitionMachine {
         Located::Finished { seq }
     }
 
+    /// Its attempt was started and the request has not left.
+    #[must_use]
+    pub fn is_starting(&self, seq: Seq) -> bool {
+        self.window.get(&seq).is_some_and(|held| matches!(held.stage, Stage::Marking { .. }))
+    }
+
     /// Attempts in flight.
     #[must_use]
     pub fn running(&self) -> u32 {

@@ -1,0 +1,159 @@
+//! The node's attempts in flight, shared fairly.
+//!
+//! A share is reserved for merchants that hold little, so that hung merchants with a large
+//! concurrency cannot take all of it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A merchant that holds fewer attempts than this may use the reserved share.
+const SMALL: u32 = 4;
+
+type Wake = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Waiting {
+    small: VecDeque<Wake>,
+    large: VecDeque<Wake>,
+}
+
+/// Counts attempts in flight against the node's limit.
+pub(crate) struct Capacity {
+    limit: usize,
+    /// Above this, only merchants that hold little start more.
+    open_to_all: usize,
+    in_flight: AtomicUsize,
+    denied: AtomicUsize,
+    waiting: Mutex<Waiting>,
+}
+
+impl std::fmt::Debug for Capacity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Capacity")
+            .field("limit", &self.limit)
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One attempt's place; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Permit(Arc<Capacity>);
+
+impl Capacity {
+    /// `limit`: attempts in flight; a fifth of it is reserved for merchants that hold little.
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            open_to_all: limit - limit / 5,
+            in_flight: AtomicUsize::new(0),
+            denied: AtomicUsize::new(0),
+            waiting: Mutex::default(),
+        })
+    }
+
+    /// A place for a merchant that holds `held`, or `None`: `wake` is called, once, when there may
+    /// be one.
+    pub(crate) fn take(self: &Arc<Self>, held: u32, wake: impl FnOnce() -> Wake) -> Option<Permit> {
+        if let Some(permit) = self.try_take(held) {
+            return Some(permit);
+        }
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        // A place may have come free before the lock was taken, and nobody would be woken.
+        if let Some(permit) = self.try_take(held) {
+            return Some(permit);
+        }
+        self.denied.fetch_add(1, Ordering::Relaxed);
+        let queue = if held < SMALL {
+            &mut waiting.small
+        } else {
+            &mut waiting.large
+        };
+        queue.push_back(wake());
+        None
+    }
+
+    fn try_take(self: &Arc<Self>, held: u32) -> Option<Permit> {
+        let bound = if held < SMALL {
+            self.limit
+        } else {
+            self.open_to_all
+        };
+        self.in_flight
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| {
+                (now < bound).then_some(now + 1)
+            })
+            .ok()
+            .map(|_| Permit(Arc::clone(self)))
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    pub(crate) fn denied(&self) -> usize {
+        self.denied.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let capacity = &self.0;
+        let now = capacity.in_flight.fetch_sub(1, Ordering::AcqRel) - 1;
+        let mut waiting = capacity
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let wake = waiting.small.pop_front().or_else(|| {
+            if now < capacity.open_to_all {
+                waiting.large.pop_front()
+            } else {
+                None
+            }
+        });
+        drop(waiting);
+        if let Some(wake) = wake {
+            wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_kept_for_those_who_hold_little() {
+        let capacity = Capacity::new(10);
+        let woken = Arc::new(AtomicUsize::new(0));
+        let wake = || {
+            let woken = Arc::clone(&woken);
+            move || {
+                Box::new(move || {
+                    woken.fetch_add(1, Ordering::Relaxed);
+                }) as Wake
+            }
+        };
+        let mut large: Vec<_> = (0..8).filter_map(|_| capacity.take(50, wake())).collect();
+        assert_eq!(large.len(), 8);
+        assert!(capacity.take(50, wake()).is_none(), "the rest is reserved");
+        let small: Vec<_> = (0..2)
+            .filter_map(|held| capacity.take(held, wake()))
+            .collect();
+        assert_eq!((small.len(), capacity.in_flight()), (2, 10));
+        assert!(capacity.take(0, wake()).is_none(), "full");
+        drop(small);
+        assert_eq!(
+            woken.load(Ordering::Relaxed),
+            1,
+            "the small one is woken first"
+        );
+        large.truncate(7);
+        assert_eq!(woken.load(Ordering::Relaxed), 2);
+    }
+}

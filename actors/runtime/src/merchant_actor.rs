@@ -1,0 +1,279 @@
+//! A merchant's actor: its mailbox, its machine, its timer.
+//!
+//! Recipe for panics: the pure step runs under `catch_unwind`; after a panic the actor tells its
+//! partition and stops, and the partition starts another one from its window. Whatever else might
+//! panic closes the mailbox, which the partition notices at its next send.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, SpawnHandle};
+use expediter_core::merchant::{Accepting, Closure, Effect, MerchantMachine, Next, Offer};
+use expediter_core::partition::Report;
+use expediter_types::{AttemptClass, Merchant, MerchantId, Now, Seq};
+
+use crate::capacity::{Capacity, Permit};
+use crate::clock::Clock;
+use crate::partition_actor::{Input, PartitionActor};
+
+/// What a merchant's machine is about to do.
+#[derive(Debug, Clone)]
+pub enum Step {
+    Offer(Offer),
+    Answer {
+        seq: Seq,
+        number: u32,
+        class: AttemptClass,
+        retry_after: Option<Duration>,
+    },
+    Change(Arc<Merchant>),
+    Halt,
+    /// Time passed, or capacity came free.
+    Poke,
+}
+
+/// Called before each step of each merchant, inside the step's panic boundary: for tests that
+/// provoke panics.
+pub type StepHook = Arc<dyn Fn(&MerchantId, &Step) + Send + Sync>;
+
+impl Message for Step {
+    type Result = ();
+}
+
+/// What a new actor starts with.
+pub(crate) struct Start {
+    pub(crate) merchant: Arc<Merchant>,
+    pub(crate) incarnation: u64,
+    pub(crate) limits_since: u64,
+    pub(crate) closure: Option<Closure>,
+    pub(crate) window: Vec<(Offer, Option<u32>)>,
+}
+
+/// What all actors of a partition share.
+#[derive(Clone)]
+pub(crate) struct Around {
+    pub(crate) partition: Addr<PartitionActor>,
+    pub(crate) capacity: Arc<Capacity>,
+    pub(crate) hook: Option<StepHook>,
+}
+
+pub(crate) struct MerchantActor {
+    id: MerchantId,
+    incarnation: u64,
+    machine: MerchantMachine,
+    partition: Addr<PartitionActor>,
+    capacity: Arc<Capacity>,
+    hook: Option<StepHook>,
+    told: Option<Accepting>,
+    timer: Option<(u64, SpawnHandle)>,
+    waits_for_capacity: bool,
+    random: u64,
+}
+
+impl MerchantActor {
+    pub(crate) fn new(start: Start, around: Around) -> Self {
+        let now = Clock::now();
+        let Start {
+            merchant,
+            incarnation,
+            limits_since,
+            closure,
+            window,
+        } = start;
+        let id = merchant.id.clone();
+        let mut machine = MerchantMachine::new(merchant, limits_since, closure);
+        for (offer, running) in window {
+            machine.offer(offer, now);
+            if let Some(number) = running {
+                machine.adopt(offer.seq, number);
+            }
+        }
+        Self {
+            random: now.mono ^ incarnation.rotate_left(32) ^ 0x9e37_79b9_7f4a_7c15,
+            id,
+            incarnation,
+            machine,
+            partition: around.partition,
+            capacity: around.capacity,
+            hook: around.hook,
+            told: None,
+            timer: None,
+            waits_for_capacity: false,
+        }
+    }
+
+    fn random(&mut self) -> u64 {
+        // splitmix64: jitter needs spread, not secrecy.
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn step(&mut self, step: Step, ctx: &mut Context<Self>) {
+        let answering = match &step {
+            Step::Answer { seq, .. } => Some(*seq),
+            _ => None,
+        };
+        let now = Clock::now();
+        match catch_unwind(AssertUnwindSafe(|| self.run(step, now, ctx))) {
+            Ok(report) => self.report(report),
+            Err(_) => {
+                let (merchant, incarnation) = (self.id.clone(), self.incarnation);
+                let panicked = Input::Panicked {
+                    merchant,
+                    incarnation,
+                    answering,
+                };
+                let _partition_ended = self.partition.try_send(panicked).is_err();
+                ctx.stop();
+            }
+        }
+    }
+
+    fn run(
+        &mut self,
+        step: Step,
+        now: Now,
+        ctx: &mut Context<Self>,
+    ) -> (Vec<((Seq, u32), Permit)>, Vec<Effect>, Accepting) {
+        if let Some(hook) = &self.hook {
+            hook(&self.id, &step);
+        }
+        match step {
+            Step::Offer(offer) => self.machine.offer(offer, now),
+            Step::Answer {
+                seq,
+                number,
+                class,
+                retry_after,
+            } => {
+                let random = self.random();
+                self.machine
+                    .answer(seq, number, class, retry_after, now, random);
+            }
+            Step::Change(merchant) => self.machine.change(merchant, now),
+            Step::Halt => self.machine.halt(),
+            Step::Poke => self.waits_for_capacity = false,
+        }
+        let starts = self.advance(now, ctx);
+        (
+            starts,
+            self.machine.take_effects(),
+            self.machine.accepting(now),
+        )
+    }
+
+    /// Starts what may start.
+    fn advance(&mut self, now: Now, ctx: &mut Context<Self>) -> Vec<((Seq, u32), Permit)> {
+        let mut starts = Vec::new();
+        loop {
+            match self.machine.next(now) {
+                Next::Start(seq) => {
+                    if self.waits_for_capacity {
+                        break;
+                    }
+                    let address = ctx.address();
+                    let wake = || {
+                        Box::new(move || {
+                            let _actor_ended = address.try_send(Step::Poke).is_err();
+                        }) as Box<dyn FnOnce() + Send>
+                    };
+                    let Some(permit) = self.capacity.take(self.machine.running(), wake) else {
+                        self.waits_for_capacity = true;
+                        break;
+                    };
+                    let Some(number) = self.machine.start(seq, now) else {
+                        break;
+                    };
+                    starts.push(((seq, number), permit));
+                }
+                Next::At(at) => {
+                    self.arm(at, now, ctx);
+                    break;
+                }
+                Next::Idle => break,
+            }
+        }
+        starts
+    }
+
+    /// One timer; it is moved only to fire earlier, and looks again when it fires.
+    fn arm(&mut self, at: u64, now: Now, ctx: &mut Context<Self>) {
+        if let Some((armed, handle)) = self.timer {
+            if armed <= at {
+                return;
+            }
+            ctx.cancel_future(handle);
+        }
+        // Deadlines may be far: look again after a minute, so that a jump of the wall clock is seen.
+        let wait = at.saturating_sub(now.mono).min(60_000_000) + 500;
+        let handle = ctx.run_later(Duration::from_micros(wait), |actor, ctx| {
+            actor.timer = None;
+            let waits = actor.waits_for_capacity;
+            actor.step(Step::Poke, ctx);
+            actor.waits_for_capacity |= waits;
+        });
+        self.timer = Some((at, handle));
+    }
+
+    fn report(
+        &mut self,
+        (started, effects, accepting): (Vec<((Seq, u32), Permit)>, Vec<Effect>, Accepting),
+    ) {
+        if started.is_empty() && effects.is_empty() && self.told == Some(accepting) {
+            return;
+        }
+        self.told = Some(accepting);
+        let (starts, permits) = started.into_iter().unzip();
+        let report = Report {
+            merchant: self.id.clone(),
+            incarnation: self.incarnation,
+            starts,
+            effects,
+            accepting,
+        };
+        let _partition_ended = self
+            .partition
+            .try_send(Input::Report(report, permits))
+            .is_err();
+    }
+}
+
+impl Actor for MerchantActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        // Credits bound the mailbox: the partition offers no more than the merchant's mailbox
+        // takes, and each running attempt answers once.
+        ctx.set_mailbox_capacity(0);
+        if !self.machine.is_empty() {
+            self.step(Step::Poke, ctx);
+        }
+    }
+}
+
+impl Handler<Step> for MerchantActor {
+    type Result = ();
+
+    fn handle(&mut self, step: Step, ctx: &mut Self::Context) {
+        self.step(step, ctx);
+    }
+}
+
+/// The partition lets the actor go.
+pub(crate) struct Release;
+
+impl Message for Release {
+    type Result = ();
+}
+
+impl Handler<Release> for MerchantActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Release, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
