@@ -58,6 +58,14 @@ pub(crate) struct Around {
     pub(crate) hook: Option<StepHook>,
 }
 
+/// What a step led to.
+struct Stepped {
+    starts: Vec<(Seq, u32)>,
+    permits: Vec<Permit>,
+    effects: Vec<Effect>,
+    accepting: Accepting,
+}
+
 pub(crate) struct MerchantActor {
     id: MerchantId,
     incarnation: u64,
@@ -133,12 +141,7 @@ impl MerchantActor {
         }
     }
 
-    fn run(
-        &mut self,
-        step: Step,
-        now: Now,
-        ctx: &mut Context<Self>,
-    ) -> (Vec<((Seq, u32), Permit)>, Vec<Effect>, Accepting) {
+    fn run(&mut self, step: Step, now: Now, ctx: &mut Context<Self>) -> Stepped {
         if let Some(hook) = &self.hook {
             hook(&self.id, &step);
         }
@@ -167,8 +170,8 @@ impl MerchantActor {
     }
 
     /// Starts what may start.
-    fn advance(&mut self, now: Now, ctx: &mut Context<Self>) -> Vec<((Seq, u32), Permit)> {
-        let mut starts = Vec::new();
+    fn advance(&mut self, now: Now, ctx: &mut Context<Self>) -> (Vec<(Seq, u32)>, Vec<Permit>) {
+        let (mut starts, mut permits) = (Vec::new(), Vec::new());
         loop {
             match self.machine.next(now) {
                 Next::Start(seq) => {
@@ -188,7 +191,8 @@ impl MerchantActor {
                     let Some(number) = self.machine.start(seq, now) else {
                         break;
                     };
-                    starts.push(((seq, number), permit));
+                    starts.push((seq, number));
+                    permits.push(permit);
                 }
                 Next::At(at) => {
                     self.arm(at, now, ctx);
@@ -197,7 +201,7 @@ impl MerchantActor {
                 Next::Idle => break,
             }
         }
-        starts
+        (starts, permits)
     }
 
     /// One timer; it is moved only to fire earlier, and looks again when it fires.
@@ -219,15 +223,17 @@ impl MerchantActor {
         self.timer = Some((at, handle));
     }
 
-    fn report(
-        &mut self,
-        (started, effects, accepting): (Vec<((Seq, u32), Permit)>, Vec<Effect>, Accepting),
-    ) {
-        if started.is_empty() && effects.is_empty() && self.told == Some(accepting) {
+    fn report(&mut self, stepped: Stepped) {
+        let Stepped {
+            starts,
+            permits,
+            effects,
+            accepting,
+        } = stepped;
+        if starts.is_empty() && effects.is_empty() && self.told == Some(accepting) {
             return;
         }
         self.told = Some(accepting);
-        let (starts, permits) = started.into_iter().unzip();
         let report = Report {
             merchant: self.id.clone(),
             incarnation: self.incarnation,

@@ -110,7 +110,7 @@ pub(crate) struct PartitionActor {
     credits: VecDeque<(u64, OwnedSemaphorePermit)>,
     batches: u64,
     committed: u64,
-    records: Option<mpsc::UnboundedSender<(u64, Record)>>,
+    records: Option<mpsc::Sender<(u64, Record)>>,
     running: tokio::task::JoinSet<()>,
     timer: Option<(u64, SpawnHandle)>,
     ending: Option<Ending>,
@@ -257,7 +257,7 @@ impl PartitionActor {
         if let Some((number, record)) = self.parts.machine.next_record(now)
             && let Some(records) = &self.records
         {
-            let _writer_ended = records.send((number, record)).is_err();
+            let _writer_ended = records.try_send((number, record)).is_err();
         }
         self.gauge(now.mono);
         if self.step_ending(now.mono) {
@@ -661,7 +661,8 @@ impl Actor for PartitionActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         // Credits bound what comes in: intake, attempts in flight, one record, one load a merchant.
         ctx.set_mailbox_capacity(0);
-        let (records, receiver) = mpsc::unbounded_channel();
+        // One record is under way at a time.
+        let (records, receiver) = mpsc::channel(1);
         self.records = Some(records);
         let address = ctx.address();
         let tell = move |written| {

@@ -29,7 +29,7 @@ pub(crate) enum Written {
 /// sender is dropped or the partition is fenced.
 pub(crate) async fn run(
     log: Arc<dyn PartitionLog>,
-    mut records: mpsc::UnboundedReceiver<(u64, Record)>,
+    mut records: mpsc::Receiver<(u64, Record)>,
     tell: impl Fn(Written) + Send,
 ) {
     while let Some((number, record)) = records.recv().await {

@@ -233,7 +233,7 @@ impl PartitionMachine {
                     state.ambiguous = ambiguous;
                     self.remember_attempts(&held.stored);
                     self.writer.unmark_attempt(merchant, seq);
-                    self.to_store(held, true);
+                    self.keep_in_store(held, true);
                 }
             }
             Effect::Again { seq } => {
@@ -245,7 +245,7 @@ impl PartitionMachine {
             }
             Effect::Return { seq } => {
                 if let Some(held) = self.leave_window(seq) {
-                    self.to_store(held, false);
+                    self.keep_in_store(held, false);
                 }
             }
             Effect::Closure(closure) => self.on_closure(merchant, closure),
@@ -284,7 +284,7 @@ impl PartitionMachine {
     }
 
     /// An order that left its mailbox waits in the store.
-    fn to_store(&mut self, held: Held, changed: bool) {
+    fn keep_in_store(&mut self, held: Held, changed: bool) {
         if !held.in_store {
             self.park(held.stored);
             return;
@@ -331,7 +331,7 @@ impl PartitionMachine {
         let Stage::Answered { answer, .. } = &held.stage else {
             let merchant = held.stored.order.envelope.merchant.clone();
             self.writer.unmark_attempt(&merchant, seq);
-            return self.to_store(held, false);
+            return self.keep_in_store(held, false);
         };
         let class = answer.class;
         let merchant = held.stored.order.envelope.merchant.clone();
@@ -353,7 +353,7 @@ impl PartitionMachine {
             Some(kind) => self.conclude(held.stored, held.in_store, kind, why, now),
             None => {
                 self.writer.unmark_attempt(&merchant, seq);
-                self.to_store(held, true);
+                self.keep_in_store(held, true);
             }
         }
     }

@@ -36,7 +36,7 @@ impl<T: Into<String>> From<T> for Why {
 
 #[derive(Debug)]
 enum Decided {
-    Outcome(Outcome),
+    Outcome(Box<Outcome>),
     Dead(Box<DeadLetter>),
 }
 
@@ -230,7 +230,7 @@ impl PartitionMachine {
                     excerpt: why.excerpt,
                 }))
             }
-            _ => Decided::Outcome(outcome),
+            _ => Decided::Outcome(Box::new(outcome)),
         };
         self.writer.unacknowledged += 1;
         self.writer.decided.push_back((now.mono, decided));
@@ -290,7 +290,7 @@ impl PartitionMachine {
                     if group.len() < self.config.group && bytes < GROUP_BYTES =>
                 {
                     bytes += estimate(&outcome);
-                    group.push(outcome);
+                    group.push(*outcome);
                 }
                 other => {
                     decided.push_front((at, other));
