@@ -161,12 +161,14 @@ impl MerchantActor {
             Step::Halt => self.machine.halt(),
             Step::Poke => self.waits_for_capacity = false,
         }
-        let starts = self.advance(now, ctx);
-        (
+        let (starts, permits) = self.advance(now, ctx);
+        let effects = self.machine.take_effects();
+        Stepped {
             starts,
-            self.machine.take_effects(),
-            self.machine.accepting(now),
-        )
+            permits,
+            effects,
+            accepting: self.machine.accepting(now),
+        }
     }
 
     /// Starts what may start.
