@@ -24,8 +24,9 @@ pub(crate) fn data(dir: &Path) -> PathBuf {
 }
 
 /// There is a store in it that was completely made.
-pub(crate) fn is_complete(dir: &Path) -> bool {
-    data(dir).exists() && !dir.join(UNFINISHED).exists()
+pub(crate) fn is_complete(dir: &Path) -> io::Result<bool> {
+    // Not knowing is an error: what is not complete is made anew.
+    Ok(fs::exists(data(dir))? && !fs::exists(dir.join(UNFINISHED))?)
 }
 
 /// Makes the directory ready for a new store, without what an earlier try left there.
@@ -66,7 +67,7 @@ pub(crate) fn move_aside(dir: &Path) -> io::Result<PathBuf> {
         .map_or(0, |since| since.as_secs());
     let mut to = beside(dir, &format!(".bad-{seconds}"));
     let mut again = 1;
-    while to.exists() {
+    while fs::exists(&to)? {
         to = beside(dir, &format!(".bad-{seconds}-{again}"));
         again += 1;
     }
@@ -101,12 +102,12 @@ pub(crate) fn replace(dir: &Path) -> io::Result<()> {
 /// Ends what a crash interrupted in [`replace`].
 pub(crate) fn finish_replacing(dir: &Path) -> io::Result<()> {
     let (copy, old) = (copy_of(dir), old_of(dir));
-    if !dir.exists() && old.exists() {
-        fs::rename(if is_complete(&copy) { &copy } else { &old }, dir)?;
+    if !fs::exists(dir)? && fs::exists(&old)? {
+        fs::rename(if is_complete(&copy)? { &copy } else { &old }, dir)?;
         sync_parent(dir)?;
     }
     for leftover in [copy, old] {
-        if leftover.exists() {
+        if fs::exists(&leftover)? {
             fs::remove_dir_all(leftover)?;
         }
     }

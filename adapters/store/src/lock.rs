@@ -6,7 +6,14 @@ use std::{io, thread};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-const BETWEEN_TRIES: Duration = Duration::from_millis(50);
+/// Waits before the next try to get something that a closing store still holds.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "opening a store blocks by contract"
+)]
+pub(crate) fn pause() {
+    thread::sleep(Duration::from_millis(20));
+}
 
 /// The right to use a store, held as long as the value lives. The engine locks its own file, but the
 /// directory around that is renamed when a store is moved aside or rewritten.
@@ -21,9 +28,7 @@ impl DirLock {
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Some(Self(file))),
-                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                    thread::sleep(BETWEEN_TRIES);
-                }
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => pause(),
                 Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),

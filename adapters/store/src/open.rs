@@ -3,14 +3,14 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use std::{fmt, path, thread};
+use std::{fmt, path};
 
 use sled::Batch;
 
 use crate::fault::Fault;
 use crate::lock::DirLock;
 use crate::store::{Engine, SledStore};
-use crate::{check, files, keys};
+use crate::{check, files, keys, lock};
 
 /// Version of the whole format: tables, keys, records. Raised when an older build could not read
 /// what this one writes.
@@ -128,7 +128,7 @@ pub fn open(options: &Options) -> Result<Opened, OpenError> {
     files::finish_replacing(&dir).map_err(io("finish the rewriting of"))?;
 
     let mut aside = None;
-    let engine = if files::is_complete(&dir) {
+    let engine = if files::is_complete(&dir).map_err(io("look at"))? {
         match existing(&dir, options.cache_bytes) {
             Ok((engine, live)) => shrunk(engine, live, options.cache_bytes)
                 .map_err(|fault| refusal(&dir, "rewrite", fault))?,
@@ -222,7 +222,7 @@ fn engine(dir: &Path, cache_bytes: u64) -> Result<Engine, Fault> {
             Err(Fault::Engine(sled::Error::Io(error)))
                 if is_lock(&error) && Instant::now() < deadline =>
             {
-                thread::sleep(Duration::from_millis(20));
+                lock::pause();
             }
             opened => break opened?,
         }
