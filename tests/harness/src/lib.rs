@@ -1,1 +1,3 @@
-//! expediter-harness
+//! What tests need beside the product: real brokers as child processes.
+
+pub mod nats;

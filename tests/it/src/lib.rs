@@ -1,1 +1,1 @@
-//! expediter-it
+//! Integration tests against real brokers; they are in `tests/`, in one binary.

@@ -1,0 +1,51 @@
+//! Real brokers for tests: one nats-server, or three that replicate.
+//!
+//! They are the fleet's, run as in production (`sync_interval: always`). The binary is
+//! `EXPEDITER_NATS_SERVER`, else the one in `PATH`, else the workspace's pinned one.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use expediter_fleet::Error;
+use expediter_fleet::nats_server::{ClusterOptions, NatsCluster, NatsServer, Options};
+
+/// Generous: the machine may be busy with other things.
+const START: Duration = Duration::from_secs(60);
+
+/// Starts one server that keeps its data under `dir`.
+///
+/// # Errors
+/// No binary, or it did not answer within a minute.
+pub async fn single(dir: &Path) -> Result<NatsServer, Error> {
+    NatsServer::start(Options {
+        binary: binary(),
+        search: pinned(),
+        sync_always: true,
+        start_timeout: START,
+        ..Options::new(dir.join("nats"))
+    })
+    .await
+}
+
+/// Starts three servers that keep their data under `dir`, and returns when they replicate.
+///
+/// # Errors
+/// As for [`single`].
+pub async fn cluster3(dir: &Path) -> Result<NatsCluster, Error> {
+    NatsCluster::start(ClusterOptions {
+        binary: binary(),
+        search: pinned(),
+        sync_always: true,
+        start_timeout: START,
+        ..ClusterOptions::new(dir)
+    })
+    .await
+}
+
+fn binary() -> Option<PathBuf> {
+    std::env::var_os("EXPEDITER_NATS_SERVER").map(PathBuf::from)
+}
+
+fn pinned() -> Vec<PathBuf> {
+    vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/bin")]
+}
