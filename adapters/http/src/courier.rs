@@ -47,7 +47,7 @@ struct Shared {
 impl fmt::Debug for HttpCourier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpCourier")
-            .field("options", &self.shared.options)
+            .field("egress", &self.shared.egress)
             .finish_non_exhaustive()
     }
 }

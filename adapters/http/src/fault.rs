@@ -193,3 +193,51 @@ fn root(error: &reqwest::Error) -> String {
         None => "the client failed".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use expediter_types::{Merchant, MerchantId};
+
+    use super::*;
+    use crate::Egress;
+
+    #[test]
+    fn faults_of_this_node_are_known() {
+        let target = |url: &str| {
+            let merchant = Merchant::to(MerchantId::new("m").unwrap(), url);
+            Target::of(&merchant, &Egress::new(&["::1"]).unwrap()).unwrap()
+        };
+        let (v4, v6) = (target("http://8.8.8.8/"), target("http://[::1]/"));
+        let progress = Progress::new(Instant::now());
+        let local =
+            |errno, target| is_local(&io::Error::from_raw_os_error(errno), target, &progress);
+        for errno in [ENOMEM, ENFILE, EMFILE, ENOBUFS, EADDRNOTAVAIL] {
+            assert!(local(errno, &v4), "{errno}");
+        }
+        assert!(!local(EADDRNOTAVAIL, &v6));
+        // Refused, reset, timed out, unreachable: the merchant's or the way's.
+        for errno in [111, 104, 110, 101, 113] {
+            assert!(!local(errno, &v4), "{errno}");
+        }
+        progress.resolved(&["8.8.8.8".parse().unwrap(), "2600::1".parse().unwrap()]);
+        assert!(!is_local(
+            &io::Error::from_raw_os_error(EADDRNOTAVAIL),
+            &v4,
+            &progress
+        ));
+        assert_eq!(
+            io::Error::from_raw_os_error(EADDRNOTAVAIL).kind(),
+            io::ErrorKind::AddrNotAvailable
+        );
+    }
+
+    #[test]
+    fn causes_inside_of_io_errors_are_found() {
+        let inner = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let wrapped = io::Error::other(io::Error::other(inner));
+        let found = causes(&wrapped).find_map(|cause| cause.downcast_ref::<rustls::Error>());
+        assert!(found.is_some_and(is_about_certificates));
+    }
+}

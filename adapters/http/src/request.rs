@@ -1,6 +1,6 @@
 use expediter_core::Order;
 use expediter_types::Merchant;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
 const ORDER_ID: HeaderName = HeaderName::from_static("expediter-order-id");
 const MERCHANT: HeaderName = HeaderName::from_static("expediter-merchant");
@@ -64,6 +64,10 @@ pub(crate) fn add_order(
     }
     if envelope.test {
         headers.insert(TEST, HeaderValue::from_static("true"));
+    }
+    if order.payload.is_empty() {
+        // The client says nothing of an empty body, which some servers answer with 411.
+        headers.insert(CONTENT_LENGTH, 0.into());
     }
     let json = HeaderValue::from_static("application/json");
     headers.entry(CONTENT_TYPE).or_insert(json);

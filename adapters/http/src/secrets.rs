@@ -3,6 +3,7 @@ use std::fmt::Debug;
 use expediter_types::SecretRef;
 
 /// Where secrets are kept. Neither environment nor files are read here: the binary does that.
+/// `Debug` must not show values.
 pub trait SecretSource: Debug + Send + Sync + 'static {
     /// The value; a trailing newline is cut by the caller. For a file it is called on a thread
     /// that may block, for the environment it must not.

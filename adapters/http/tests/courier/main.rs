@@ -1,0 +1,7 @@
+//! The courier against real sockets.
+
+mod answers;
+mod headers;
+mod support;
+mod tls;
+mod transport;
