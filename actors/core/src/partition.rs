@@ -133,10 +133,8 @@ pub enum Command {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     Taken(u64),
-    Finished {
-        kind: OutcomeKind,
-        count: u64,
-    },
+    /// Its outcome is acknowledged.
+    Finished { kind: OutcomeKind },
     /// From the broker's timestamp to the first start, in milliseconds.
     FirstStart {
         waited_ms: u64,
@@ -172,6 +170,7 @@ struct Finishing {
     merchant: MerchantId,
     in_store: bool,
     key: Option<u64>,
+    kind: OutcomeKind,
 }
 
 /// Why an order from before this epoch needs care.

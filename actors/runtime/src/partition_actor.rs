@@ -34,6 +34,8 @@ pub struct PartitionGauges {
     pub stored: AtomicU64,
     pub active_merchants: AtomicUsize,
     pub quarantined: AtomicUsize,
+    /// Closed merchants: rate limited, suspended, misconfigured.
+    pub closed: [AtomicUsize; 3],
     pub unaccounted: AtomicI64,
     pub repeats_window: AtomicUsize,
     pub unconfirmed: AtomicUsize,
@@ -571,6 +573,13 @@ impl PartitionActor {
         gauges
             .unconfirmed
             .store(machine.unconfirmed(), Ordering::Relaxed);
+        let mut closed = [0; 3];
+        for because in machine.closed_merchants(Clock::now()) {
+            closed[because as usize] += 1;
+        }
+        for (gauge, count) in gauges.closed.iter().zip(closed) {
+            gauge.store(count, Ordering::Relaxed);
+        }
         let machine = &self.parts.machine;
         self.permits.retain(|seq, _| machine.is_starting(*seq));
     }

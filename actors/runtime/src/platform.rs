@@ -108,6 +108,8 @@ pub struct Snapshot {
     pub stored: u64,
     pub active_merchants: usize,
     pub quarantined: usize,
+    /// Closed merchants: rate limited, suspended, misconfigured.
+    pub closed: [usize; 3],
     pub unaccounted: i64,
     pub repeats_window: usize,
     pub unconfirmed: usize,
@@ -272,6 +274,9 @@ impl Platform {
             all.stored += gauges.stored.load(Ordering::Relaxed);
             all.active_merchants += gauges.active_merchants.load(Ordering::Relaxed);
             all.quarantined += gauges.quarantined.load(Ordering::Relaxed);
+            for (all, gauge) in all.closed.iter_mut().zip(&gauges.closed) {
+                *all += gauge.load(Ordering::Relaxed);
+            }
             all.unaccounted += gauges.unaccounted.load(Ordering::Relaxed);
             all.repeats_window += gauges.repeats_window.load(Ordering::Relaxed);
             all.unconfirmed += gauges.unconfirmed.load(Ordering::Relaxed);

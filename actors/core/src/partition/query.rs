@@ -213,6 +213,12 @@ impl PartitionMachine {
             .count()
     }
 
+    /// Merchants that are closed now, and why.
+    pub fn closed_merchants(&self, now: Now) -> impl Iterator<Item = ClosedBecause> + '_ {
+        let closures = self.backlogs.values().filter_map(|backlog| backlog.closure);
+        closures.filter(move |closure| closure.until > now.wall).map(|closure| closure.because)
+    }
+
     /// Ids remembered to notice repeats.
     #[must_use]
     pub fn repeats_window(&self) -> usize {

@@ -194,11 +194,7 @@ impl PartitionMachine {
             "order {seq} ends a second time as {kind:?}"
         );
         let key = envelope.key.as_deref().map(key_hash);
-        let finishing = Finishing {
-            merchant: merchant.clone(),
-            in_store,
-            key,
-        };
+        let finishing = Finishing { merchant: merchant.clone(), in_store, key, kind };
         self.finishing.insert(seq, finishing);
         if let Some(backlog) = self.backlogs.get_mut(&merchant) {
             backlog.finishing += 1;
@@ -450,10 +446,12 @@ impl PartitionMachine {
             merchant,
             in_store,
             key,
+            kind,
         }) = self.finishing.remove(&seq)
         else {
             return;
         };
+        self.event(Event::Finished { kind });
         if let Some(attempts) = self.writer.attempts.get_mut(&merchant) {
             attempts.in_flight.remove(&seq);
             if attempts.in_flight.is_empty() && !self.writer.dirty_set.contains(&merchant) {
