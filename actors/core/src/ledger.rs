@@ -93,6 +93,12 @@ impl Ledger {
         self.open.contains(seq)
     }
 
+    /// The open ones.
+    #[must_use]
+    pub fn open_sequences(&self) -> &RoaringTreemap {
+        &self.open
+    }
+
     /// How many are open.
     #[must_use]
     pub fn open(&self) -> u64 {

@@ -189,6 +189,12 @@ impl PartitionMachine {
         self.ledger.open()
     }
 
+    /// Sequences that were taken and are not finished.
+    #[must_use]
+    pub fn open_sequences(&self) -> roaring::RoaringTreemap {
+        self.ledger.open_sequences().clone()
+    }
+
     /// In the store and not in a mailbox.
     #[must_use]
     pub fn waiting_in_store(&self) -> u64 {
