@@ -267,31 +267,36 @@ impl Shared {
         merchant: &Merchant,
         target: &Target,
         credentials: &Credentials,
-        response: Response,
+        mut response: Response,
         deadline: tokio::time::Instant,
         seen: Option<&mut Seen>,
     ) -> Verdict {
         let adapter = &merchant.adapter;
-        let (status, version) = (response.status(), response.version());
-        let headers = response.headers().clone();
-        let code = status.as_u16();
+        let (status, code) = (response.status(), response.status().as_u16());
         let rules = &adapter.classify;
         let expected = table(code, &adapter.rejected);
-        let (rule, need) = if needs_body(code, &headers, rules) {
+        let (rule, need) = if needs_body(code, response.headers(), rules) {
             (None, Need::Whole)
         } else {
-            let rule = matching_rule(code, &headers, &[], rules);
+            let rule = matching_rule(code, response.headers(), &[], rules);
             let delivered = is_delivered(rule.map_or(expected, |(_, rule)| rule.class));
             let quiet = delivered && seen.is_none();
             (rule, if quiet { Need::Nothing } else { Need::Excerpt })
         };
-        let body = read(response, need, self.options.max_response_bytes, deadline).await;
+        let body = read(
+            &mut response,
+            need,
+            self.options.max_response_bytes,
+            deadline,
+        )
+        .await;
+        let headers = response.headers();
         let rule = match need {
-            Need::Whole if body.cut => matching_rule(code, &headers, &[], rules),
-            Need::Whole => matching_rule(code, &headers, &body.bytes, rules),
+            Need::Whole if body.cut => matching_rule(code, headers, &[], rules),
+            Need::Whole => matching_rule(code, headers, &body.bytes, rules),
             Need::Nothing | Need::Excerpt => rule,
         };
-        let asked = retry_after::requested(&headers, SystemTime::now());
+        let asked = retry_after::requested(headers, SystemTime::now());
         let class = match (rule, expected) {
             (Some((_, rule)), _) => rule.class,
             // To wait as asked uses up no attempt.
@@ -307,8 +312,8 @@ impl Shared {
             excerpt.truncate(MAX_EXCERPT);
         }
         if let Some(seen) = seen {
-            seen.version = format!("{version:?}");
-            seen.response_headers = shown(&headers, &credentials.scrubber);
+            seen.version = format!("{:?}", response.version());
+            seen.response_headers = shown(headers, &credentials.scrubber);
             seen.body = Bytes::from(excerpt.clone());
         }
         if delivered {
@@ -318,7 +323,7 @@ impl Shared {
             class,
             status: Some(code),
             retry_after: self.wait(class, asked),
-            detail: described(status, &headers, target, rule.map(|(number, _)| number)),
+            detail: described(status, headers, target, rule.map(|(number, _)| number)),
             excerpt,
             scrubber: Some(Arc::clone(&credentials.scrubber)),
         }

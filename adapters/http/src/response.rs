@@ -28,10 +28,10 @@ pub(crate) struct BodyRead {
     pub(crate) cut: bool,
 }
 
-/// Reads at most `max` bytes and not past the deadline; what is left is dropped together with
-/// its connection.
+/// Reads at most `max` bytes and not past the deadline; what is left goes with the response, and
+/// the connection with it.
 pub(crate) async fn read(
-    mut response: Response,
+    response: &mut Response,
     need: Need,
     max: usize,
     deadline: Instant,
