@@ -66,7 +66,7 @@ struct AckError {
 }
 
 /// What a stream is at, as its leader says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct StreamState {
     pub(crate) created: UnixMillis,
     pub(crate) first: Seq,
@@ -158,6 +158,26 @@ impl Broker {
         let handle = self.stream(stream).await?;
         let found = handle.raw_message_builder().sequence(from).next_by_subject(filter).send().await;
         none_when_missing(found, || format!("reading {filter} from {from}"))
+    }
+
+    /// Deletes a stream's messages below a sequence, all or those of a subject; keeps the one at it.
+    /// Gives how many went. Nothing is below 1; to the server 0 would mean everything.
+    pub(crate) async fn purge(
+        &self,
+        stream: &str,
+        filter: Option<&str>,
+        below: Seq,
+    ) -> Result<u64, Error> {
+        if below <= 1 {
+            return Ok(0);
+        }
+        let purge = self.stream(stream).await?.purge().sequence(below);
+        let purge = match filter {
+            Some(filter) => purge.filter(filter),
+            None => purge,
+        };
+        let what = format!("purging {} of {stream} below {below}", filter.unwrap_or("all"));
+        Ok(purge.await.map_err(Error::broker(what))?.purged)
     }
 
     /// Publishes and waits for the acknowledgement, [`ACK_TIMEOUT`] at most.

@@ -9,14 +9,16 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use expediter_types::{NodeName, Seq, UnixMillis};
+use expediter_types::{NodeName, Seq};
+use expediter_wire::nodes::{NodeRecord, decode_node, encode_node};
 use expediter_wire::subjects;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::broker::{Broker, NoAck};
 use crate::clock::{boot, wall};
+use crate::instance;
+use crate::ownership::Board;
 use crate::streams::bucket_stream;
 use crate::Error;
 
@@ -25,58 +27,6 @@ pub(crate) const TTL: Duration = Duration::from_secs(3);
 const RENEWAL: Duration = Duration::from_secs(1);
 /// Requests that are written just before the end of the lease are on the wire a little longer.
 const MARGIN: Duration = Duration::from_millis(750);
-
-/// The value of a node's key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct NodeValue {
-    v: u8,
-    /// Differs for each start of the process.
-    pub(crate) instance: String,
-    /// It gives its partitions away.
-    #[serde(default)]
-    pub(crate) leaving: bool,
-    since: UnixMillis,
-    #[serde(default)]
-    process: Option<Process>,
-}
-
-/// Where the process runs: its death can be seen from the same place at once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Process {
-    boot: String,
-    /// The namespace of process ids: in another one the number says nothing.
-    space: String,
-    pid: u32,
-}
-
-impl Process {
-    fn own() -> Option<Self> {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        let space = std::fs::read_link("/proc/self/ns/pid").ok()?;
-        Some(Self {
-            boot: boot.trim().to_owned(),
-            space: space.to_string_lossy().into_owned(),
-            pid: std::process::id(),
-        })
-    }
-
-    /// Certainly: false where it cannot be told.
-    fn is_dead(&self) -> bool {
-        let Some(own) = Self::own() else { return false };
-        let near = own.boot == self.boot && own.space == self.space && own.pid != self.pid;
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid));
-        // A zombie runs no more either; its state follows the name in brackets.
-        let ended = match stat {
-            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-            Ok(stat) => stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')),
-        };
-        near && ended
-    }
-}
-
-pub(crate) fn read_value(payload: &[u8]) -> Option<NodeValue> {
-    serde_json::from_slice(payload).ok()
-}
 
 /// `n.<name>`
 pub(crate) fn key(node: &NodeName) -> String {
@@ -125,7 +75,8 @@ impl Freshness {
 pub(crate) struct Lease {
     broker: Broker,
     node: NodeName,
-    value: NodeValue,
+    record: NodeRecord,
+    board: Arc<Board>,
     revision: Seq,
     freshness: Arc<Freshness>,
 }
@@ -135,7 +86,7 @@ enum Standing {
     /// Nothing, or a marker: the revision to replace.
     Free(Seq),
     Own(Seq),
-    Other(Seq, NodeValue),
+    Other(Seq, NodeRecord),
 }
 
 impl Lease {
@@ -148,17 +99,19 @@ impl Lease {
         broker: &Broker,
         node: &NodeName,
         instance: &str,
+        board: Arc<Board>,
     ) -> Result<Self, Error> {
-        let value = NodeValue {
-            v: 1,
+        let record = NodeRecord {
+            node: node.clone(),
             instance: instance.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: wall(),
+            partitions: Vec::new(),
             leaving: false,
-            since: wall(),
-            process: Process::own(),
         };
         let freshness = Arc::new(Freshness::default());
-        let mut lease =
-            Self { broker: broker.clone(), node: node.clone(), value, revision: 0, freshness };
+        let (broker, node) = (broker.clone(), node.clone());
+        let mut lease = Self { broker, node, record, board, revision: 0, freshness };
         let deadline = Instant::now() + TTL + Duration::from_secs(2);
         loop {
             let holder = match lease.standing().await? {
@@ -166,10 +119,9 @@ impl Lease {
                     lease.revision = revision;
                     None
                 }
-                Standing::Other(revision, value) => {
-                    let dead = value.process.as_ref().is_some_and(Process::is_dead);
+                Standing::Other(revision, other) => {
                     lease.revision = revision;
-                    (!dead).then_some(value.instance)
+                    (!instance::is_dead(&other.instance)).then_some(other.instance)
                 }
             };
             match holder {
@@ -179,7 +131,7 @@ impl Lease {
                     }
                 }
                 Some(instance) if Instant::now() >= deadline => {
-                    return Err(Error::NameInUse { name: node.clone(), instance });
+                    return Err(Error::NameInUse { name: lease.node, instance });
                 }
                 Some(_) => {}
             }
@@ -202,13 +154,13 @@ impl Lease {
         loop {
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => {
+                () = async { drop(stop.wait_for(|stop| *stop).await) } => {
                     self.give_up().await;
                     return Ok(());
                 }
                 () = tokio::time::sleep(wait) => {}
-                _ = leaving.changed(), if !self.value.leaving => {
-                    self.value.leaving = *leaving.borrow();
+                _ = leaving.changed(), if !self.record.leaving => {
+                    self.record.leaving = *leaving.borrow();
                 }
             }
             wait = match self.put().await {
@@ -218,10 +170,10 @@ impl Lease {
                         self.revision = revision;
                         Duration::ZERO
                     }
-                    Ok(Standing::Other(_, value)) => {
+                    Ok(Standing::Other(_, other)) => {
                         self.freshness.end();
                         let name = self.node.clone();
-                        return Err(Error::NameInUse { name, instance: value.instance });
+                        return Err(Error::NameInUse { name, instance: other.instance });
                     }
                     Err(_) => Duration::from_millis(250),
                 },
@@ -235,14 +187,15 @@ impl Lease {
 
     async fn put(&mut self) -> Result<(), NoAck> {
         let begun = boot();
-        let payload = serde_json::to_vec(&self.value).expect("plain fields are always JSON");
+        self.record.partitions = self.board.claimed();
+        let payload = encode_node(&self.record);
         let ttl = TTL.as_secs().to_string();
         let headers = headers(self.revision, &[("Nats-TTL", &ttl)]);
         // A late answer is worth nothing: the next try tells.
         let within = Duration::from_secs(1);
         let ack = self
             .broker
-            .publish_within(subject(&self.node), headers, Bytes::from(payload), within)
+            .publish_within(subject(&self.node), headers, payload, within)
             .await?;
         self.revision = ack.seq;
         self.freshness.renewed_at(begun);
@@ -271,11 +224,11 @@ impl Lease {
         };
         let marker = message.headers.get("KV-Operation").is_some()
             || message.headers.get("Nats-Marker-Reason").is_some();
-        Ok(match read_value(&message.payload) {
-            Some(value) if !marker && value.instance == self.value.instance => {
+        Ok(match decode_node(&message.payload) {
+            Ok(record) if !marker && record.instance == self.record.instance => {
                 Standing::Own(message.sequence)
             }
-            Some(value) if !marker => Standing::Other(message.sequence, value),
+            Ok(record) if !marker => Standing::Other(message.sequence, record),
             _ => Standing::Free(message.sequence),
         })
     }

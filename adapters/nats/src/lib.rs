@@ -6,16 +6,36 @@
 //! its owner; none outlives [`Node::leave`].
 
 mod broker;
+mod claim;
 mod clock;
+mod compaction;
 mod connect;
+mod control;
+mod directory;
 mod error;
+mod events;
 mod follow;
+mod identity;
+mod instance;
+mod intake;
 mod lease;
+mod log;
 mod map;
 mod members;
+mod node;
+mod ownership;
+mod partition;
 mod reader;
+mod recovery;
+mod registry;
 mod streams;
+mod writer;
 
+pub use control::request;
+pub use node::{Node, NodeStatus, Options};
+pub use registry::{Registry, RegistryChange, RegistryEntry};
+pub use partition::PartitionPhase;
 pub use connect::{ConnectOptions, Connection, ConnectionState, Credentials, Tls};
 pub use error::{Difference, Error};
+pub use events::{ControlHandler, NodeEvents};
 pub use streams::{Topology, ensure, partitions};

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use expediter_types::{NodeName, Partition};
-use expediter_wire::subjects;
+use expediter_wire::{nodes::decode_node, subjects};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::broker::Broker;
 use crate::follow::{Change, Follow, Op, Sink, follow};
-use crate::lease::{Freshness, TTL, read_value};
+use crate::lease::{Freshness, TTL};
 use crate::map;
 
 /// Expiries nearer to each other than this are taken for one cause.
@@ -123,9 +123,9 @@ impl Judge {
         let Some(name) = name else { return };
         match change.op {
             Op::Put(payload) => {
-                let Some(value) = read_value(&payload) else { return };
+                let Ok(record) = decode_node(&payload) else { return };
                 self.suspects.remove(&name);
-                let member = Member { instance: value.instance, leaving: value.leaving };
+                let member = Member { instance: record.instance, leaving: record.leaving };
                 if self.members.live.get(&name) != Some(&member) {
                     self.members.live.insert(name, member);
                     self.changed(now);

@@ -1,0 +1,241 @@
+//! The right to work on a partition.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use expediter_core::store::PartitionMeta;
+use expediter_ports::Stopped;
+use expediter_types::{Claim, ClaimState, Incarnation, NodeName, Partition, Seq, Stamp};
+use expediter_wire::{records, subjects};
+use tokio::sync::watch;
+
+use crate::broker::{Broker, NoAck, StreamState};
+use crate::clock::wall;
+use crate::error::chain;
+use crate::identity::{Identity, Witness, check};
+use crate::members::Members;
+use crate::recovery::{Claimed, MarkHead};
+use crate::Error;
+
+/// How often a claim that may not be replaced yet is looked at.
+const LOOK: Duration = Duration::from_millis(150);
+
+/// What this process remembers of a partition's log, and which incarnation that was.
+pub(crate) type Remembered = (Incarnation, Witness);
+
+/// Who claims, and what it knows of the others.
+#[derive(Debug, Clone)]
+pub(crate) struct Claimant {
+    pub(crate) broker: Broker,
+    pub(crate) node: NodeName,
+    pub(crate) instance: String,
+    pub(crate) members: watch::Receiver<Arc<Members>>,
+    /// A live owner that does not let go is replaced so long after the map changed.
+    pub(crate) patience: Duration,
+}
+
+/// The newest claim record of a partition.
+#[derive(Debug, Clone)]
+struct Last {
+    seq: Seq,
+    claim: Option<Claim>,
+}
+
+impl Claimant {
+    /// Waits until the partition may be taken and takes it. `None` when `given_up` comes first; it is
+    /// never left open whether a claim was published.
+    ///
+    /// # Errors
+    /// A claim that only a newer version can read.
+    pub(crate) async fn claim(
+        &self,
+        partition: Partition,
+        meta: Option<PartitionMeta>,
+        remembered: Option<Remembered>,
+        given_up: impl Fn() -> bool,
+    ) -> Result<Option<Claimed>, Error> {
+        loop {
+            if given_up() {
+                return Ok(None);
+            }
+            match self.try_claim(partition, meta, remembered).await {
+                Ok(Some(claimed)) => return Ok(Some(claimed)),
+                Ok(None) => {}
+                Err(error @ Error::Format { .. }) => return Err(error),
+                Err(error) => {
+                    tracing::info!(%partition, error = chain(&error), "claiming is tried again");
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn try_claim(
+        &self,
+        partition: Partition,
+        meta: Option<PartitionMeta>,
+        remembered: Option<Remembered>,
+    ) -> Result<Option<Claimed>, Error> {
+        let last = self.last(partition).await?;
+        if !self.may_replace(last.claim.as_ref()) {
+            return Ok(None);
+        }
+        let (incarnation, cut) =
+            self.incarnation(partition, last.claim.as_ref(), meta, remembered).await?;
+        let claim = Claim {
+            node: self.node.clone(),
+            instance: self.instance.clone(),
+            state: ClaimState::Held,
+            replaces: last.seq,
+            incarnation,
+            cut,
+            at: wall(),
+        };
+        let token = match publish_claim(&self.broker, partition, &claim).await {
+            Ok(seq) => seq,
+            Err(error) => {
+                // It may be stored all the same, and then meets itself.
+                let stands = self.last(partition).await?;
+                if stands.claim.as_ref() != Some(&claim) {
+                    tracing::debug!(%partition, %error, "the claim was not taken");
+                    return Ok(None);
+                }
+                stands.seq
+            }
+        };
+        Ok(Some(Claimed { partition, token, claim, replaced: last.claim, meta }))
+    }
+
+    async fn last(&self, partition: Partition) -> Result<Last, Error> {
+        let subject = subjects::claim(partition);
+        let Some(message) = self.broker.last(subjects::OUTCOMES, &subject).await? else {
+            return Ok(Last { seq: 0, claim: None });
+        };
+        let claim = records::decode_claim(&message.payload).map_err(Error::format(subject))?;
+        Ok(Last { seq: message.sequence, claim: Some(claim) })
+    }
+
+    /// A live owner's claim is replaced only after its release, after its lease has ended, or when
+    /// it had time enough to hand over.
+    fn may_replace(&self, claim: Option<&Claim>) -> bool {
+        let members = self.members.borrow();
+        let Some(claim) = claim else { return members.synced };
+        if !members.synced {
+            return false;
+        }
+        let released = claim.state != ClaimState::Held;
+        let ours = claim.node == self.node;
+        let lives = members.live.get(&claim.node).is_some_and(|m| m.instance == claim.instance);
+        released || ours || !lives || members.changed.elapsed() > self.patience
+    }
+
+    /// Which log this is, and how much of the former one survived.
+    async fn incarnation(
+        &self,
+        partition: Partition,
+        replaced: Option<&Claim>,
+        meta: Option<PartitionMeta>,
+        remembered: Option<Remembered>,
+    ) -> Result<(Incarnation, Seq), Error> {
+        let state = self.broker.state(subjects::ORDERS).await?;
+        // The newest that anybody knows.
+        let known = replaced.map(|claim| (claim.incarnation, claim.cut));
+        let stored = meta.map(|meta| (meta.incarnation, 0));
+        let newest = [known, stored].into_iter().flatten().max_by_key(|(i, _)| i.counter);
+        let Some((former, former_cut)) = newest else {
+            return Ok((Incarnation { created: state.created, counter: 1 }, 0));
+        };
+        let mut witnesses = Vec::new();
+        let same_log = remembered.filter(|(incarnation, _)| *incarnation == former);
+        witnesses.extend(same_log.map(|(_, witness)| witness));
+        if let Some(meta) = meta.filter(|meta| meta.incarnation == former) {
+            let (seq, at) = (meta.last_taken, meta.last_taken_at);
+            witnesses.push(Witness { created: former.created, seq, at });
+        }
+        witnesses.push(Witness { created: former.created, seq: 0, at: 0 });
+        let mut cut: Option<Seq> = None;
+        for witness in witnesses {
+            if let Identity::Lost { cut: survived, .. } = check(&self.broker, &witness).await? {
+                cut = Some(cut.map_or(survived, |least| least.min(survived)));
+            }
+        }
+        if cut.is_none() {
+            cut = self.shorter_than_marked(partition, former, state).await?;
+        }
+        let Some(cut) = cut else { return Ok((former, former_cut)) };
+        let incarnation = Incarnation { created: state.created, counter: former.counter + 1 };
+        tracing::error!(
+            %partition,
+            former = former.counter,
+            incarnation = incarnation.counter,
+            cut,
+            last = state.last,
+            "the broker has lost acknowledged orders above the cut"
+        );
+        Ok((incarnation, cut))
+    }
+
+    /// Without a store nobody remembers a message, but the newest mark tells how far the log went.
+    async fn shorter_than_marked(
+        &self,
+        partition: Partition,
+        former: Incarnation,
+        state: StreamState,
+    ) -> Result<Option<Seq>, Error> {
+        let subject = subjects::mark(partition);
+        let Some(message) = self.broker.last(subjects::OUTCOMES, &subject).await? else {
+            return Ok(None);
+        };
+        let payload = Bytes::from(message.payload.to_vec());
+        let head: Option<MarkHead> = serde_json::from_slice(&payload).ok();
+        let commit = records::decode_entry(&subject, &payload);
+        let same = matches!(
+            commit,
+            Ok(records::WireEntry::Mark(commit)) if commit.stamp.incarnation == former
+        );
+        let shorter = head.filter(|head| same && head.seen > state.last);
+        Ok(shorter.map(|_| state.last))
+    }
+}
+
+/// Gives a claim back: the next owner need not wait.
+pub(crate) async fn release(
+    broker: &Broker,
+    claimed: &Claim,
+    partition: Partition,
+    stamp: Stamp,
+    stopped: Stopped,
+) -> Result<(), Error> {
+    let claim = Claim {
+        state: ClaimState::Released {
+            epoch: stamp.token,
+            running: stopped.running,
+            busy_until: stopped.busy_until,
+        },
+        replaces: stamp.token,
+        at: wall(),
+        ..claimed.clone()
+    };
+    let mut wait = Duration::from_millis(50);
+    for _ in 0..8 {
+        match publish_claim(broker, partition, &claim).await {
+            Ok(_) => return Ok(()),
+            // Another claim, or this very release after a lost answer.
+            Err(NoAck::WrongLast { current }) if current != stamp.token => return Ok(()),
+            Err(error) => tracing::debug!(%partition, %error, "the release is tried again"),
+        }
+        tokio::time::sleep(wait).await;
+        wait *= 2;
+    }
+    Err(Error::plain(format!("the claim of partition {partition} was not released")))
+}
+
+async fn publish_claim(broker: &Broker, partition: Partition, claim: &Claim) -> Result<Seq, NoAck> {
+    let mut headers = HeaderMap::new();
+    let replaces = claim.replaces.to_string();
+    headers.insert("Nats-Expected-Last-Subject-Sequence", replaces.as_str());
+    let payload = records::encode_claim(claim);
+    broker.publish(subjects::claim(partition), headers, payload).await.map(|ack| ack.seq)
+}

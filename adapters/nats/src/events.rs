@@ -1,0 +1,35 @@
+use std::fmt::Debug;
+
+use bytes::Bytes;
+use expediter_ports::BoxFuture;
+use expediter_types::Partition;
+
+/// What a node's broker side counts. Called on its tasks: must not block.
+pub trait NodeEvents: Debug + Send + Sync + 'static {
+    /// A claim was taken.
+    fn claimed(&self, _partition: Partition) {}
+    /// A claim was given back.
+    fn released(&self, _partition: Partition) {}
+    /// Another claim replaced ours.
+    fn fenced(&self, _partition: Partition) {}
+    /// A reader could not be believed any more and was replaced.
+    fn gap(&self, _partition: Partition) {}
+    /// The broker lost acknowledged orders; the partition goes on in a new incarnation.
+    fn incarnation(&self, _partition: Partition) {}
+    /// Finished orders were deleted from the log.
+    fn purged(&self, _messages: u64) {}
+    /// Subscriptions were full and messages were dropped (readers notice and read again).
+    fn slow_consumer(&self) {}
+    /// The connection to NATS was made or lost.
+    fn connected(&self, _yes: bool) {}
+    /// What ORDERS holds; once a second.
+    fn log_size(&self, _messages: u64, _bytes: u64) {}
+}
+
+impl NodeEvents for () {}
+
+/// Answers control requests to partitions that this node owns.
+pub trait ControlHandler: Debug + Send + Sync + 'static {
+    /// One request; what it returns is sent back as it is.
+    fn handle(&self, partition: Partition, request: Bytes) -> BoxFuture<'static, Bytes>;
+}

@@ -1,0 +1,80 @@
+//! One look a second at ORDERS, shared by all partitions of the node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use expediter_wire::subjects;
+use tokio::sync::watch;
+
+use crate::broker::{Broker, StreamState};
+use crate::error::chain;
+use crate::identity::{Identity, Witness, check};
+use crate::{Error, NodeEvents, Topology, ensure};
+
+const EVERY: Duration = Duration::from_secs(1);
+
+/// ORDERS as it was at the last look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct LogView {
+    pub(crate) state: StreamState,
+    /// Rises when the log is found to be another one.
+    pub(crate) generation: u64,
+}
+
+/// Looks for ever; ends when its future is dropped. Creates the streams anew when the broker came
+/// back without them.
+pub(crate) async fn look(
+    broker: Broker,
+    topology: Topology,
+    events: Arc<dyn NodeEvents>,
+    view: watch::Sender<LogView>,
+) {
+    let mut witness: Option<Witness> = None;
+    let mut interval = tokio::time::interval(EVERY);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        match once(&broker, &topology, &mut witness).await {
+            Ok((state, lost)) => {
+                events.log_size(state.messages, state.bytes);
+                view.send_modify(|view| {
+                    view.state = state;
+                    view.generation += u64::from(lost);
+                });
+            }
+            Err(error) => tracing::debug!(error = chain(&error), "ORDERS cannot be looked at"),
+        }
+    }
+}
+
+async fn once(
+    broker: &Broker,
+    topology: &Topology,
+    witness: &mut Option<Witness>,
+) -> Result<(StreamState, bool), Error> {
+    let state = match broker.state(subjects::ORDERS).await {
+        Err(Error::NoStream { .. }) => {
+            tracing::error!("the broker has lost its streams: creating them anew");
+            ensure(&broker.connection, topology).await?;
+            broker.state(subjects::ORDERS).await?
+        }
+        other => other?,
+    };
+    let lost = match witness {
+        None => false,
+        Some(witness) => check(broker, witness).await? != Identity::Same,
+    };
+    if lost {
+        // The buckets and OUTCOMES may be gone as well.
+        ensure(&broker.connection, topology).await?;
+    }
+    if lost || witness.is_none() {
+        *witness = Some(Witness { created: state.created, seq: 0, at: 0 });
+    }
+    if let Some(witness) = witness
+        && state.messages > 0
+    {
+        witness.advance(state.last, state.last_at);
+    }
+    Ok((state, lost))
+}

@@ -1,0 +1,260 @@
+//! The fenced side of one epoch: everything the owner of a partition writes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use expediter_core::Order;
+use expediter_ports::{BoxFuture, PartitionLog, PublishFailure, Purge};
+use expediter_types::{
+    Envelope, Incarnation, MerchantId, Origin, Partition, Record, Seq, Stamp, UnixMillis,
+};
+use expediter_wire::{order, records, subjects};
+use futures::StreamExt;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+
+use crate::broker::{Broker, NoAck};
+use crate::compaction::Marks;
+use crate::error::chain;
+use crate::identity::{Identity, Witness, check};
+use crate::lease::Freshness;
+use crate::{Error, NodeEvents};
+
+/// Merchants whose lost orders are published again at the same time.
+const REPUBLISH_WIDTH: usize = 64;
+/// A lost order is tried so often before the caller hears of it.
+const REPUBLISH_TRIES: u32 = 5;
+
+/// What all partitions of a node write with.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) broker: Broker,
+    pub(crate) freshness: Arc<Freshness>,
+    pub(crate) purges: Pace,
+    pub(crate) marks: Marks,
+    pub(crate) events: Arc<dyn NodeEvents>,
+}
+
+/// Spreads purges by subject: each costs the broker some 5 ms.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    interval: Duration,
+    next: Mutex<Option<Instant>>,
+}
+
+impl Pace {
+    pub(crate) fn per_second(count: u32) -> Self {
+        Self { interval: Duration::from_secs(1) / count, next: Mutex::new(None) }
+    }
+
+    pub(crate) async fn wait(&self) {
+        let turn = {
+            let mut next = self.next.lock().await;
+            let turn = next.unwrap_or_else(Instant::now).max(Instant::now());
+            *next = Some(turn + self.interval);
+            turn
+        };
+        tokio::time::sleep_until(turn).await;
+    }
+}
+
+/// One epoch's fence.
+pub(crate) struct FencedLog {
+    shared: Arc<Shared>,
+    partition: Partition,
+    stamp: Stamp,
+    /// The log that stored orders above the cut belonged to.
+    former: Incarnation,
+    /// The message that the intake took last.
+    witness: watch::Receiver<Witness>,
+    /// Set once, to the claim that stands instead.
+    fenced: watch::Sender<Option<Seq>>,
+    over: AtomicBool,
+}
+
+impl fmt::Debug for FencedLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { partition, stamp, .. } = self;
+        f.debug_struct("FencedLog").field("partition", partition).field("stamp", stamp).finish()
+    }
+}
+
+/// An epoch's writer, and what its partition learns from it.
+pub(crate) struct Fence {
+    pub(crate) log: Arc<FencedLog>,
+    pub(crate) fenced: watch::Receiver<Option<Seq>>,
+}
+
+impl FencedLog {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        partition: Partition,
+        stamp: Stamp,
+        former: Incarnation,
+        witness: watch::Receiver<Witness>,
+    ) -> Fence {
+        let (sender, fenced) = watch::channel(None);
+        let over = AtomicBool::new(false);
+        let log = Self { shared, partition, stamp, former, witness, fenced: sender, over };
+        Fence { log: Arc::new(log), fenced }
+    }
+
+    /// No request may leave in this epoch any more.
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// One message under the fence.
+    async fn send(
+        &self,
+        subject: String,
+        msg_id: &str,
+        payload: bytes::Bytes,
+    ) -> Result<Seq, PublishFailure> {
+        let mut headers = HeaderMap::new();
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, msg_id);
+        fence(&mut headers, self.partition, self.stamp.token);
+        match self.shared.broker.publish(subject, headers, payload).await {
+            Ok(ack) => Ok(ack.seq),
+            Err(NoAck::WrongLast { current }) if current != self.stamp.token => {
+                self.end();
+                self.fenced.send_replace(Some(current));
+                Err(PublishFailure::Fenced { current })
+            }
+            Err(NoAck::Refused { code, description }) => {
+                Err(PublishFailure::Refused(format!("{description} ({code})")))
+            }
+            Err(other) => Err(PublishFailure::Undecided(other.to_string())),
+        }
+    }
+
+    async fn publish_record(&self, number: u64, record: Record) -> Result<Seq, PublishFailure> {
+        let messages = records::encode_record(self.partition, self.stamp, &record)
+            .map_err(|error| PublishFailure::Refused(chain(&error)))?;
+        let mut last = 0;
+        for message in messages {
+            let records::Message { subject, part, payload } = message;
+            let id = subjects::record_msg_id(self.partition, self.stamp.token, number, part);
+            last = self.send(subject, &id, payload).await?;
+        }
+        Ok(last)
+    }
+
+    async fn purge_merchant(&self, merchant: &MerchantId, below: Seq) -> Result<(), PublishFailure> {
+        self.shared.purges.wait().await;
+        let undecided = |error: Error| PublishFailure::Undecided(chain(&error));
+        let witness = *self.witness.borrow();
+        match check(&self.shared.broker, &witness).await.map_err(undecided)? {
+            Identity::Same => {}
+            Identity::Lost { .. } => {
+                return Err(PublishFailure::Undecided("the log is not the same any more".into()));
+            }
+        }
+        // What proves the log's identity stays.
+        let below = below.min(witness.seq);
+        let filter = subjects::orders(self.partition, merchant);
+        let purge = self.shared.broker.purge(subjects::ORDERS, Some(&filter), below);
+        let purged = purge.await.map_err(undecided)?;
+        self.shared.events.purged(purged);
+        Ok(())
+    }
+
+    /// Merchants at the same time, the orders of one merchant one after the other: what was
+    /// published in order comes back in order.
+    async fn republish_all(&self, orders: Vec<Arc<Order>>) -> Result<(), PublishFailure> {
+        let count = orders.len();
+        let mut merchants: BTreeMap<MerchantId, Vec<Arc<Order>>> = BTreeMap::new();
+        for order in orders {
+            merchants.entry(order.envelope.merchant.clone()).or_default().push(order);
+        }
+        let mut running = futures::stream::iter(merchants.into_values().map(|mut orders| {
+            orders.sort_unstable_by_key(|order| order.seq);
+            async move {
+                for order in orders {
+                    self.republish_one(&order).await?;
+                }
+                Ok(())
+            }
+        }))
+        .buffer_unordered(REPUBLISH_WIDTH);
+        while let Some(done) = running.next().await {
+            done?;
+        }
+        tracing::warn!(partition = %self.partition, count, "published lost orders again");
+        Ok(())
+    }
+
+    async fn republish_one(&self, order: &Order) -> Result<(), PublishFailure> {
+        let origin = Origin { incarnation: self.former, seq: order.seq };
+        let envelope = Envelope { origin: Some(origin), ..order.envelope.clone() };
+        let mut headers = HeaderMap::new();
+        for (name, value) in order::order_headers(&envelope) {
+            headers.insert(name, value.as_ref());
+        }
+        let mut wait = Duration::from_millis(100);
+        for tries in 1.. {
+            let subject = subjects::publish(&envelope.merchant);
+            let payload = order.payload.clone();
+            match self.shared.broker.publish(subject, headers.clone(), payload).await {
+                Ok(_) => return Ok(()),
+                Err(NoAck::Refused { code, description }) => {
+                    return Err(PublishFailure::Refused(format!("{description} ({code})")));
+                }
+                Err(error) if tries >= REPUBLISH_TRIES => {
+                    return Err(PublishFailure::Undecided(error.to_string()));
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        }
+        Ok(())
+    }
+}
+
+impl PartitionLog for Fenced {
+    fn publish(
+        &self,
+        number: u64,
+        record: Record,
+    ) -> BoxFuture<'static, Result<Seq, PublishFailure>> {
+        let log = self.0.clone();
+        Box::pin(async move { log.publish_record(number, record).await })
+    }
+
+    fn purge(&self, purge: Purge) -> BoxFuture<'static, Result<(), PublishFailure>> {
+        let log = self.0.clone();
+        let Purge::Merchant { merchant, below } = purge;
+        Box::pin(async move { log.purge_merchant(&merchant, below).await })
+    }
+
+    fn marked(&self, low_water: Seq, _last_taken: Seq, _last_taken_at: UnixMillis) {
+        self.0.shared.marks.marked(self.0.partition, low_water);
+    }
+
+    fn republish(&self, orders: Vec<Arc<Order>>) -> BoxFuture<'static, Result<(), PublishFailure>> {
+        let log = self.0.clone();
+        Box::pin(async move { log.republish_all(orders).await })
+    }
+
+    fn lease_fresh(&self) -> bool {
+        !self.0.over.load(Ordering::Acquire) && self.0.shared.freshness.fresh()
+    }
+}
+
+/// What the host is given: keeps the epoch's writer alive as long as anybody writes.
+#[derive(Debug)]
+pub(crate) struct Fenced(pub(crate) Arc<FencedLog>);
+
+/// The condition that every write of an owner carries.
+pub(crate) fn fence(headers: &mut HeaderMap, partition: Partition, token: Seq) {
+    headers.insert("Nats-Expected-Last-Subject-Sequence", token.to_string().as_str());
+    headers.insert(
+        "Nats-Expected-Last-Subject-Sequence-Subject",
+        subjects::claim(partition).as_str(),
+    );
+}
