@@ -7,8 +7,10 @@
 //! Constraints: loopback only; nothing outlives this process, even when it is killed with SIGKILL; the
 //! environment is not read (the operating system's PATH look-up of a program excepted). Linux only.
 
+mod child;
 mod error;
 pub mod merchants;
 pub mod nats_server;
 
+pub use child::spawn_bound;
 pub use error::Error;

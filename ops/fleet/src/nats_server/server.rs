@@ -10,8 +10,8 @@ use rustix::process::Signal;
 use tokio::time::Instant;
 
 use super::probe::{self, Need};
-use super::{ClusterMember, Version, binary, child, config, ports};
-use crate::Error;
+use super::{ClusterMember, Version, binary, config, ports};
+use crate::{Error, child};
 
 /// How often a port that another process took in the meantime is replaced by another one.
 const PORT_TRIES: usize = 5;

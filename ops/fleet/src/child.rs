@@ -18,13 +18,23 @@ type Job = (Command, mpsc::SyncSender<io::Result<Child>>);
 static FORKER: Mutex<Option<mpsc::Sender<Job>>> = Mutex::new(None);
 
 /// Starts `binary -c config` with its output going to `log`. Blocks for the fork, a few milliseconds.
-pub(super) fn start(binary: &Path, config: &Path, log: File) -> io::Result<Child> {
+pub(crate) fn start(binary: &Path, config: &Path, log: File) -> io::Result<Child> {
     let mut command = Command::new(binary);
     command.arg("-c").arg(config);
     command
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
+    spawn_bound(command)
+}
+
+/// Starts a process that gets SIGKILL when this process ends, however it ends, and that is in a
+/// process group of its own, so that a terminal's Ctrl-C does not reach it. Blocks for the fork, a
+/// few milliseconds.
+///
+/// # Errors
+/// The program cannot be started.
+pub fn spawn_bound(mut command: Command) -> io::Result<Child> {
     command.process_group(0);
     die_with_this_process(&mut command);
     let (answer, child) = mpsc::sync_channel(1);
@@ -42,7 +52,7 @@ fn forker() -> io::Result<mpsc::Sender<Job>> {
     }
     let (sender, jobs) = mpsc::channel::<Job>();
     std::thread::Builder::new()
-        .name("nats-forker".into())
+        .name("forker".into())
         .spawn(move || {
             for (mut command, answer) in jobs {
                 let _ = answer.send(command.spawn());
@@ -75,14 +85,14 @@ fn die_with_this_process(command: &mut Command) {
 }
 
 /// Sends `signal` to a child that has not been waited for yet, so that its pid is still its own.
-pub(super) fn signal(child: &Child, signal: Signal) -> io::Result<()> {
+pub(crate) fn signal(child: &Child, signal: Signal) -> io::Result<()> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| io::Error::other("not a process id"))?;
     Ok(rustix::process::kill_process(pid, signal)?)
 }
 
 /// Kills and reaps. An error means that there was nothing left to kill.
-pub(super) fn kill(mut child: Child) -> io::Result<()> {
+pub(crate) fn kill(mut child: Child) -> io::Result<()> {
     child.kill()?;
     child.wait().map(drop)
 }
