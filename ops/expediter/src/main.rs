@@ -1,2 +1,56 @@
-//! expediter
-fn main() {}
+//! The one binary: a node, and all that people do with a platform of nodes.
+
+mod cli;
+mod config;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use cli::{Error, Global};
+
+/// Forwards orders from NATS JetStream to merchants' own HTTP APIs, one supervised actor each.
+#[derive(Debug, Parser)]
+#[command(name = "expediter", version, after_help = cli::EXIT_CODES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Print and check settings
+    #[command(subcommand)]
+    Config(cli::config::Verb),
+    /// Print a completion script for a shell
+    Completion(cli::completion::Args),
+    /// Print the version
+    Version,
+}
+
+fn main() -> ExitCode {
+    let Cli { global, verb } = Cli::parse();
+    cli::exit_code(run(&global, verb))
+}
+
+fn run(global: &Global, verb: Verb) -> Result<(), Error> {
+    match verb {
+        Verb::Config(verb) => cli::config::run(global, verb),
+        Verb::Completion(args) => cli::completion::run::<Cli>(&args),
+        Verb::Version => cli::version(global),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

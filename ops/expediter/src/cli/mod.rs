@@ -1,0 +1,29 @@
+//! What people type.
+//!
+//! Constraints: data goes to stdout, everything else to stderr; `--json` prints data for machines;
+//! colours only on a terminal; a reader that goes away ends a verb without a complaint.
+
+pub(crate) mod completion;
+pub(crate) mod config;
+mod error;
+mod global;
+mod out;
+
+pub(crate) use error::{EXIT_CODES, Error, exit_code};
+pub(crate) use global::Global;
+
+use out::Out;
+
+/// `expediter version`
+pub(crate) fn version(global: &Global) -> Result<(), Error> {
+    #[derive(serde::Serialize)]
+    struct Version {
+        version: &'static str,
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    let mut out = Out::stdout();
+    match global.json {
+        true => out.json(&Version { version }),
+        false => out.line(format_args!("expediter {version}")),
+    }
+}

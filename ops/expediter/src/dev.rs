@@ -1,0 +1,175 @@
+//! `expediter dev`: the main job on one machine, to watch.
+//!
+//! A real broker as a child, a node, a simulated merchant fleet, and a steady flow of orders. The
+//! orders are accounted for at the end: every acknowledged one is finished or still waits.
+
+mod account;
+mod fleet;
+mod publisher;
+mod screen;
+mod table;
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use expediter_fleet::nats_server::{self, NatsServer};
+use expediter_nats::Connection;
+
+use crate::config::Config;
+use crate::node::{RunningNode, StopSignals};
+use account::Account;
+use screen::Screen;
+use table::Table;
+
+/// What `expediter dev` is told.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  expediter dev                            watch until Ctrl-C
+  expediter dev --for 20s                  end by itself, with a summary
+  expediter dev --rate 500 --for 1m        a faster flow
+  expediter dev --nats nats://127.0.0.1:4222   against a running server
+
+Exit code 0: every acknowledged order is accounted for; 1: one was lost, or something failed.")]
+pub(crate) struct Args {
+    /// End after this time, such as 20s or 5m.
+    #[arg(long = "for", value_name = "DURATION", value_parser = expediter_types::parse_duration)]
+    for_: Option<Duration>,
+    /// Use this NATS server instead of starting one.
+    #[arg(long, value_name = "URL")]
+    nats: Option<String>,
+    /// Orders a second, over all merchants.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    rate: u32,
+    /// Where the broker's and the node's data are.
+    #[arg(long, value_name = "DIR", default_value = "data/dev")]
+    data_dir: PathBuf,
+    /// Keep what an earlier run left in the data directory instead of starting afresh.
+    #[arg(long)]
+    keep: bool,
+    /// One plain line a second, also on a terminal.
+    #[arg(long)]
+    plain: bool,
+}
+
+/// Runs the demonstration; the exit code says whether an order was lost.
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut stop = StopSignals::new()?;
+    let interactive = std::io::stdout().is_terminal() && !args.plain;
+    if !args.keep && args.data_dir.exists() {
+        clear(&args.data_dir)?;
+    }
+    std::fs::create_dir_all(&args.data_dir)
+        .with_context(|| format!("cannot make the data directory {}", args.data_dir.display()))?;
+    let config = config(&args)?;
+    let guard = expediter_telemetry::logs::init(&log_options(&config, interactive)?)?;
+
+    let broker = match &args.nats {
+        Some(_) => None,
+        None => {
+            let options = nats_server::Options {
+                search: vec![PathBuf::from(".tools/bin")],
+                ..nats_server::Options::new(args.data_dir.join("nats"))
+            };
+            Some(NatsServer::start(options).await?)
+        }
+    };
+    let url = match (&args.nats, &broker) {
+        (Some(url), _) => url.clone(),
+        (None, Some(broker)) => broker.url(),
+        (None, None) => unreachable!("a broker is started when no URL is given"),
+    };
+    eprintln!("NATS at {url}, data in {}", args.data_dir.display());
+    let config = Config { nats: config.nats.with_servers(&url), ..config };
+
+    let fleet = fleet::start()?;
+    let node = tokio::select! {
+        node = RunningNode::start(&config, guard.tracing()) => node?,
+        _ = stop.next() => return Ok(ExitCode::SUCCESS),
+    };
+    let connection = Connection::open_once(&config.connect_options()?).await?;
+    fleet::register(&connection, &fleet).await?;
+    let account = Account::follow(&connection).await?;
+    let publisher = publisher::start(connection.clone(), account.clone(), args.rate);
+
+    let started = Instant::now();
+    let mut table = Table::new(account.clone());
+    let mut screen = Screen::open(interactive)?;
+    let mut every = tokio::time::interval(Duration::from_millis(if interactive { 250 } else { 1_000 }));
+    every.tick().await;
+    let failure = loop {
+        tokio::select! {
+            _ = every.tick() => {
+                table.refresh(&node, started.elapsed()).await;
+                if screen.show(&table)? {
+                    break None;
+                }
+                if args.for_.is_some_and(|limit| started.elapsed() >= limit) {
+                    break None;
+                }
+            }
+            _ = stop.next() => break None,
+            error = node.failed() => break Some(error),
+        }
+    };
+    screen.close()?;
+    publisher.stop().await;
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let verdict = account.settle(&node).await;
+    table.refresh(&node, started.elapsed()).await;
+    println!("{}", table.summary(&verdict, started.elapsed()));
+    node.stop().await;
+    connection.close().await;
+    drop(fleet);
+    if let Some(broker) = broker {
+        broker.terminate().await;
+    }
+    let _flushed = tokio::task::spawn_blocking(move || guard.shutdown(Duration::from_secs(2))).await;
+    Ok(if verdict.lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn config(args: &Args) -> anyhow::Result<Config> {
+    let mut config = Config::default();
+    config.node.name = "dev".parse()?;
+    config.node.data_dir.clone_from(&args.data_dir);
+    config.node.listen = "127.0.0.1:0".parse()?;
+    config.node.drain_deadline = Duration::from_secs(3).into();
+    config.egress.allow = vec!["127.0.0.0/8".to_owned()];
+    Ok(config)
+}
+
+/// On the live screen, log lines would tear the table: they go to a file.
+fn log_options(
+    config: &Config,
+    interactive: bool,
+) -> anyhow::Result<expediter_telemetry::logs::Options> {
+    let mut options = config.log_options();
+    if interactive {
+        options.filter = "off".to_owned();
+    } else {
+        options.filter = "warn,expediter=error,expediter_runtime=error,expediter_nats=error".to_owned();
+    }
+    Ok(options)
+}
+
+/// Removes what an earlier run left; only what this command makes.
+fn clear(dir: &std::path::Path) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name == "nats" || name == "store" || name.starts_with("nats.") || name.starts_with("store.") {
+            let path = entry.path();
+            let removed = match entry.file_type()?.is_dir() {
+                true => std::fs::remove_dir_all(&path),
+                false => std::fs::remove_file(&path),
+            };
+            removed.with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}

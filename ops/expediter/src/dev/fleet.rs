@@ -1,0 +1,58 @@
+//! The demonstration's merchants: one of each kind that on-call people know.
+
+use std::time::Duration;
+
+use expediter_fleet::merchants::{Behaviour, Fleet, FleetHandle, Options, Record};
+use expediter_nats::{Connection, Registry};
+use expediter_types::{Idempotency, Merchant, MerchantId, Rate};
+
+/// Id, name, and share of the orders in parts of 100.
+pub(super) const MERCHANTS: [(&str, &str, u32); 6] = [
+    ("fast", "Luigi's Sandwiches", 50),
+    ("slow", "Slow Food Kitchen", 8),
+    ("flaky", "Patchy Pizza", 16),
+    ("rate-limiting", "Twenty a Second Sushi", 16),
+    ("hung", "Never Answers Noodles", 4),
+    ("rejecting", "Sold Out Salads", 6),
+];
+
+/// Starts the fleet on a free port of the loopback interface.
+pub(super) fn start() -> anyhow::Result<FleetHandle> {
+    let fleet = Fleet::start(Options { record: Record::Counts, ..Options::default() })?;
+    for (id, _, _) in MERCHANTS {
+        let behaviour = match id {
+            "fast" => Behaviour::fast(),
+            "slow" => Behaviour::slow(),
+            "flaky" => Behaviour::flaky(),
+            "rate-limiting" => Behaviour::rate_limiting(),
+            "hung" => Behaviour::hung(),
+            _ => Behaviour::rejecting(),
+        };
+        fleet.set(id, behaviour)?;
+    }
+    Ok(fleet)
+}
+
+/// Registers the merchants as `expediter merchant apply` would.
+pub(super) async fn register(connection: &Connection, fleet: &FleetHandle) -> anyhow::Result<()> {
+    let registry = Registry::new(connection.clone());
+    for (id, name, _) in MERCHANTS {
+        let id = MerchantId::new(id)?;
+        let mut merchant = Merchant::to(id.clone(), &fleet.url(id.as_str()));
+        merchant.name = name.to_owned();
+        merchant.group = "demo".to_owned();
+        merchant.adapter.idempotency = Idempotency::Native;
+        merchant.adapter.timeout = Duration::from_secs(5);
+        merchant.adapter.rejected = vec![422];
+        merchant.limits.concurrency = 16;
+        merchant.retry.max = Duration::from_secs(10);
+        merchant.retry.deadline = Duration::from_secs(600);
+        if id.as_str() == "rate-limiting" {
+            merchant.limits.rate = Rate::new(15, Duration::from_secs(1));
+            merchant.limits.burst = 5;
+        }
+        let revision = registry.get(&id).await?.map_or(0, |entry| entry.revision);
+        registry.put(&merchant, "expediter dev", revision).await?;
+    }
+    Ok(())
+}

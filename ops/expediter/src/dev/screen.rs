@@ -1,0 +1,112 @@
+//! The live table on a terminal, or a plain line a second.
+
+use std::io::Write as _;
+
+use ratatui::DefaultTerminal;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
+use ratatui::layout::{Constraint, Layout};
+use ratatui::style::{Color, Style, Stylize as _};
+use ratatui::text::Line as Text;
+use ratatui::widgets::{Cell, Row, Table as Widget};
+
+use super::table::{COLUMNS, Line, Table};
+
+/// Where the table goes.
+pub(super) enum Screen {
+    Live(Box<DefaultTerminal>),
+    Plain,
+}
+
+impl Screen {
+    pub(super) fn open(interactive: bool) -> std::io::Result<Self> {
+        if interactive { Ok(Self::Live(Box::new(ratatui::try_init()?))) } else { Ok(Self::Plain) }
+    }
+
+    /// Shows the table; true: the user asked to end.
+    pub(super) fn show(&mut self, table: &Table) -> std::io::Result<bool> {
+        match self {
+            Self::Plain => {
+                // Nobody reads any more: that is no reason to fail.
+                let _reader_gone = writeln!(std::io::stdout(), "{}", table.plain()).is_err();
+                Ok(false)
+            }
+            Self::Live(terminal) => {
+                terminal.draw(|frame| draw(frame, table))?;
+                asked_to_end()
+            }
+        }
+    }
+
+    pub(super) fn close(&mut self) -> std::io::Result<()> {
+        match self {
+            Self::Live(_) => ratatui::try_restore(),
+            Self::Plain => Ok(()),
+        }
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let _restored = self.close().is_ok();
+    }
+}
+
+/// In raw mode Ctrl-C is a key.
+fn asked_to_end() -> std::io::Result<bool> {
+    while event::poll(std::time::Duration::ZERO)? {
+        if let Event::Key(key) = event::read()? {
+            let control_c =
+                key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
+            if control_c || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn draw(frame: &mut ratatui::Frame<'_>, table: &Table) {
+    let [head, body, foot] =
+        Layout::vertical([Constraint::Length(2), Constraint::Min(3), Constraint::Length(1)])
+            .areas(frame.area());
+    let title = format!(
+        "Expediter  {} s   accepted {}   finished {}",
+        table.elapsed.as_secs(),
+        table.accepted,
+        table.finished
+    );
+    frame.render_widget(Text::from(title).bold(), head);
+    let widths = [
+        Constraint::Length(14),
+        Constraint::Length(13),
+        Constraint::Length(8),
+        Constraint::Length(9),
+        Constraint::Length(8),
+        Constraint::Length(7),
+        Constraint::Length(7),
+        Constraint::Min(10),
+    ];
+    let header = Row::new(COLUMNS.map(|name| Cell::from(name).dim()));
+    let rows = table.lines.iter().map(row);
+    frame.render_widget(Widget::new(rows, widths).header(header), body);
+    frame.render_widget(Text::from("q or Ctrl-C ends").dim(), foot);
+}
+
+fn row(line: &Line) -> Row<'_> {
+    let figure = |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |v| v.to_string());
+    let color = match line.state.as_str() {
+        "open" => Color::Green,
+        "idle" => Color::DarkGray,
+        _ => Color::Yellow,
+    };
+    Row::new([
+        Cell::from(line.merchant.as_str()),
+        Cell::from(line.state.as_str()).style(Style::new().fg(color)),
+        Cell::from(line.backlog.to_string()),
+        Cell::from(line.in_flight.to_string()),
+        Cell::from(format!("{:.1}", line.per_second)),
+        Cell::from(figure(line.p50)),
+        Cell::from(figure(line.p99)),
+        Cell::from(line.last_error.as_str()),
+    ])
+}

@@ -1,0 +1,147 @@
+//! What the demonstration shows.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use expediter_core::partition::{MerchantRow, MerchantState};
+use expediter_types::{ClosedBecause, MerchantId};
+
+use super::account::{Account, Verdict};
+use super::fleet::MERCHANTS;
+use crate::node::RunningNode;
+
+/// Column names, and the least width at which each is worth showing.
+pub(super) const COLUMNS: [&str; 8] =
+    ["merchant", "state", "backlog", "in flight", "deliv/s", "p50 ms", "p99 ms", "last error"];
+
+/// One merchant's line.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Line {
+    pub(super) merchant: String,
+    pub(super) state: String,
+    pub(super) backlog: u64,
+    pub(super) in_flight: u32,
+    pub(super) per_second: f64,
+    pub(super) p50: Option<u32>,
+    pub(super) p99: Option<u32>,
+    pub(super) last_error: String,
+    delivered: u64,
+}
+
+/// The rows of all merchants, in the fleet's order.
+#[derive(Debug)]
+pub(super) struct Table {
+    account: Account,
+    pub(super) lines: Vec<Line>,
+    pub(super) elapsed: Duration,
+    pub(super) accepted: u64,
+    pub(super) finished: u64,
+    before: HashMap<String, (Instant, u64)>,
+}
+
+impl Table {
+    pub(super) fn new(account: Account) -> Self {
+        Self {
+            account,
+            lines: Vec::new(),
+            elapsed: Duration::ZERO,
+            accepted: 0,
+            finished: 0,
+            before: HashMap::new(),
+        }
+    }
+
+    /// Asks the node.
+    pub(super) async fn refresh(&mut self, node: &RunningNode, elapsed: Duration) {
+        self.elapsed = elapsed;
+        (self.accepted, self.finished) = self.account.so_far();
+        let rows = node.rows().await;
+        self.lines = MERCHANTS.iter().map(|(id, _, _)| self.line(id, &rows)).collect();
+    }
+
+    fn line(&mut self, id: &str, rows: &HashMap<MerchantId, MerchantRow>) -> Line {
+        let mut line = Line { merchant: id.to_owned(), state: "idle".to_owned(), ..Line::default() };
+        let Some(row) = rows.get(id) else { return line };
+        line.state = state(row.state);
+        line.backlog = row.backlog;
+        line.in_flight = row.in_flight;
+        line.last_error.clone_from(&row.last_error);
+        line.delivered = row.delivered;
+        let mut latencies = row.latencies.clone();
+        latencies.sort_unstable();
+        let at = |share: usize| latencies.get((latencies.len().saturating_sub(1)) * share / 100);
+        (line.p50, line.p99) = (at(50).copied(), at(99).copied());
+        let now = Instant::now();
+        let (since, count) =
+            self.before.entry(id.to_owned()).or_insert((now, row.delivered));
+        let seconds = now.duration_since(*since).as_secs_f64();
+        if seconds > 0.0 {
+            line.per_second = row.delivered.saturating_sub(*count) as f64 / seconds;
+        }
+        // A window of about two seconds: long enough to be calm.
+        if seconds > 2.0 {
+            (*since, *count) = (now, row.delivered);
+        }
+        line
+    }
+
+    /// One line, for places without a terminal.
+    pub(super) fn plain(&self) -> String {
+        let merchants: Vec<String> = self
+            .lines
+            .iter()
+            .map(|line| {
+                format!(
+                    "{} {:.0}/s backlog {} in flight {}",
+                    line.merchant, line.per_second, line.backlog, line.in_flight
+                )
+            })
+            .collect();
+        format!(
+            "{:>4}s  accepted {}  finished {}  | {}",
+            self.elapsed.as_secs(),
+            self.accepted,
+            self.finished,
+            merchants.join(" | ")
+        )
+    }
+
+    /// Printed at the end.
+    pub(super) fn summary(&self, verdict: &Verdict, elapsed: Duration) -> String {
+        let mut table = comfy_table::Table::new();
+        table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+        table.set_header(["merchant", "state", "delivered", "backlog", "p50 ms", "p99 ms", "last error"]);
+        let figure = |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |v| v.to_string());
+        for line in &self.lines {
+            table.add_row([
+                line.merchant.clone(),
+                line.state.clone(),
+                line.delivered.to_string(),
+                line.backlog.to_string(),
+                figure(line.p50),
+                figure(line.p99),
+                line.last_error.clone(),
+            ]);
+        }
+        let Verdict { accepted, refused, delivered, finished, waiting, lost } = verdict;
+        let refused = match refused {
+            0 => String::new(),
+            count => format!(", {count} publishes failed"),
+        };
+        format!(
+            "{table}\n{:.1} s: {accepted} orders accepted{refused}; {finished} finished ({delivered} \
+             delivered), {waiting} waiting, {lost} lost",
+            elapsed.as_secs_f64()
+        )
+    }
+}
+
+fn state(state: MerchantState) -> String {
+    match state {
+        MerchantState::Open => "open".to_owned(),
+        MerchantState::Closed { because: ClosedBecause::RateLimited, .. } => "asked to wait".to_owned(),
+        MerchantState::Closed { because, .. } => because.as_str().to_owned(),
+        MerchantState::Quarantined => "quarantined".to_owned(),
+        MerchantState::Unknown => "unknown".to_owned(),
+    }
+}

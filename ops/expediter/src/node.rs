@@ -1,0 +1,257 @@
+//! A node: the platform, its adapters, and the process around them.
+
+mod events;
+mod health;
+mod limits;
+mod secrets;
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use expediter_core::partition::{MerchantRow, PartitionConfig};
+use expediter_gateway::{Gateway, Handle};
+use expediter_http::HttpCourier;
+use expediter_nats::Node;
+use expediter_ports::MerchantStore as _;
+use expediter_runtime::{Clock, MerchantDirectory, Platform};
+use expediter_telemetry::{Alarm, Metrics, TracedCourier, Tracing};
+use expediter_types::{ClosedBecause, MerchantId};
+use roaring::RoaringTreemap;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::config::Config;
+use crate::control::Control;
+use events::Events;
+use health::NodeHealth;
+pub(crate) use secrets::ProcessSecrets;
+
+/// Everything of a node that runs in this process.
+#[derive(Debug)]
+pub(crate) struct RunningNode {
+    pub(crate) platform: Platform,
+    pub(crate) node: Arc<Node>,
+    pub(crate) directory: Arc<MerchantDirectory>,
+    events: Arc<Events>,
+    gateway: Handle,
+    gauges: tokio::task::JoinHandle<()>,
+}
+
+impl RunningNode {
+    /// Opens the store, serves the probes, waits for NATS, and works on its partitions from then.
+    pub(crate) async fn start(config: &Config, tracing: Tracing) -> anyhow::Result<Self> {
+        limits::raise_open_files(config.node.open_files, config.node.in_flight)?;
+        let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
+        let events = Events::new(Arc::clone(&metrics));
+        let opened = expediter_store::open(&config.store_options()).context("the store")?;
+        if let Some(aside) = &opened.aside {
+            tracing::error!(%aside, "the store was broken; it is built anew from the log");
+        }
+        let store = Arc::new(opened.store);
+        let courier = HttpCourier::new(config.http_options(Arc::new(ProcessSecrets))?)?;
+        let courier = TracedCourier::new(Arc::new(courier), Arc::clone(&metrics), tracing);
+        let directory = MerchantDirectory::new();
+        let platform = Platform::start(
+            platform_options(config),
+            Arc::clone(&store) as _,
+            Arc::new(courier),
+            Arc::clone(&directory),
+            Arc::clone(&events) as _,
+        )?;
+        let node = Arc::new(OnceLock::new());
+        let health = NodeHealth {
+            events: Arc::clone(&events),
+            platform: platform.clone(),
+            node: Arc::clone(&node),
+        };
+        let page = Arc::clone(&metrics);
+        let gateway = Gateway::start(
+            &expediter_gateway::Options::at(config.node.listen),
+            Arc::new(health),
+            Arc::new(move || page.render()),
+        )?;
+        let started = Node::start(
+            config.nats_options()?,
+            Arc::new(platform.clone()),
+            Arc::clone(&directory) as _,
+            Arc::new(Control::new(platform.clone())),
+            Arc::clone(&events) as _,
+        );
+        let started = Arc::new(started.await?);
+        let _first = node.set(Arc::clone(&started)).is_ok();
+        let gauges = tokio::spawn({
+            let (platform, directory) = (platform.clone(), Arc::clone(&directory));
+            async move {
+                let mut every = tokio::time::interval(Duration::from_secs(1));
+                loop {
+                    every.tick().await;
+                    metrics.store_disk.set(store.usage().disk_bytes.try_into().unwrap_or(i64::MAX));
+                    refresh(&metrics, &platform, &directory);
+                }
+            }
+        });
+        Ok(Self { platform, node: started, directory, events, gateway, gauges })
+    }
+
+    /// Where the probes are served.
+    pub(crate) fn listen(&self) -> std::net::SocketAddr {
+        self.gateway.addr()
+    }
+
+    /// Rows of all merchants that have something here.
+    pub(crate) async fn rows(&self) -> HashMap<MerchantId, MerchantRow> {
+        let mut all = HashMap::new();
+        for partition in self.platform.partitions() {
+            let rows = self.platform.ask(partition, |machine, directory| {
+                machine.rows(None, directory, Clock::now())
+            });
+            let rows = rows.await.unwrap_or_default();
+            all.extend(rows.into_iter().map(|row| (row.merchant.clone(), row)));
+        }
+        all
+    }
+
+    /// Sequences that this node took and that are not finished.
+    pub(crate) async fn unfinished(&self) -> RoaringTreemap {
+        let mut all = RoaringTreemap::new();
+        for partition in self.platform.partitions() {
+            let open = self.platform.ask(partition, |machine, _| machine.open_sequences()).await;
+            all |= open.unwrap_or_default();
+        }
+        all
+    }
+
+    /// Resolves when the process cannot go on.
+    pub(crate) async fn failed(&self) -> anyhow::Error {
+        tokio::select! {
+            reason = self.events.failed() => anyhow::anyhow!(reason),
+            error = self.node.failed() => error.into(),
+        }
+    }
+
+    /// Stops in order: intake and new attempts first, then running attempts end or meet the drain
+    /// deadline, outcomes are published, marks written, claims released, the store flushed.
+    pub(crate) async fn stop(self) {
+        self.node.leave().await;
+        self.platform.shut_down().await;
+        self.gauges.abort();
+        self.gateway.stop().await;
+    }
+}
+
+/// `expediter serve`: runs until SIGTERM or SIGINT.
+pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
+    let guard = expediter_telemetry::logs::init(&config.log_options())?;
+    let result = run(&config, guard.tracing()).await;
+    let flushed = tokio::task::spawn_blocking(move || guard.shutdown(Duration::from_secs(5)));
+    flushed.await.context("flushing the telemetry")?;
+    result
+}
+
+async fn run(config: &Config, tracing: Tracing) -> anyhow::Result<()> {
+    let mut stop = StopSignals::new()?;
+    let node = tokio::select! {
+        node = RunningNode::start(config, tracing) => node?,
+        // There is nothing to hand over yet.
+        signal = stop.next() => {
+            tracing::info!(signal, "stopped before the node ran");
+            return Ok(());
+        }
+    };
+    tracing::info!(
+        node = %config.node.name, listen = %node.listen(), partitions = node.node.partitions(),
+        "the node runs"
+    );
+    tokio::select! {
+        signal = stop.next() => {
+            tracing::info!(signal, "stopping: attempts in flight may end first");
+            node.stop().await;
+            tracing::info!("stopped");
+            Ok(())
+        }
+        // What failed cannot be relied on to stop in order; the log has every order.
+        error = node.failed() => Err(error),
+    }
+}
+
+/// SIGTERM and SIGINT.
+pub(crate) struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Resolves with the name of the one that came.
+    pub(crate) async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+fn platform_options(config: &Config) -> expediter_runtime::Options {
+    let partitions = usize::from(config.nats.partitions.unwrap_or(16)).max(1);
+    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    expediter_runtime::Options {
+        shards: match config.node.shards {
+            0 => (cores / 2).max(1),
+            shards => shards,
+        },
+        in_flight: config.node.in_flight,
+        intake_credits: config.node.intake_credits,
+        partition: PartitionConfig {
+            spill_after: micros(config.orders.spill_after.into()),
+            mark_every: micros(config.orders.mark_every.into()),
+            unknown_grace: micros(config.orders.unknown_merchant_grace.into()) / 1_000,
+            repeats: config.orders.repeats_window / partitions,
+            ..PartitionConfig::default()
+        },
+        drain_deadline: config.node.drain_deadline.into(),
+        before_step: None,
+    }
+}
+
+/// Once a second: what the platform counts for itself.
+fn refresh(metrics: &Metrics, platform: &Platform, directory: &MerchantDirectory) {
+    let figure = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+    let wide = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let now = platform.snapshot();
+    metrics.orders_waiting.set(wide(now.unfinished));
+    metrics.orders_in_flight.set(wide(now.in_flight));
+    metrics.orders_stored.set(wide(now.stored));
+    metrics.orders_unaccounted.set(now.unaccounted);
+    metrics.repeats_window.set(figure(now.repeats_window));
+    metrics.merchants_registered.set(figure(directory.len()));
+    metrics.merchants_active.set(figure(now.active_merchants));
+    metrics.merchants_quarantined.set(figure(now.quarantined));
+    for (because, count) in [
+        ClosedBecause::RateLimited,
+        ClosedBecause::Suspended,
+        ClosedBecause::Misconfigured,
+    ]
+    .into_iter()
+    .zip(now.closed)
+    {
+        metrics.merchants_closed.of(because).set(figure(count));
+    }
+    metrics.partitions_owned.set(figure(now.partitions));
+    metrics.mark_age.set(Duration::from_micros(now.mark_age));
+    metrics.capacity_in_flight.set(figure(now.capacity_used));
+    metrics.capacity_limit.set(figure(now.capacity));
+    metrics.capacity_denied.raise_to(now.capacity_denied as u64);
+    let alarm = |kind: Alarm, count: usize| metrics.alarms.of(kind).set(figure(count));
+    alarm(Alarm::OrdersUnaccounted, usize::from(now.unaccounted != 0));
+    alarm(Alarm::MerchantQuarantined, now.quarantined);
+    alarm(Alarm::MerchantSuspended, now.closed[1]);
+    alarm(Alarm::MerchantMisconfigured, now.closed[2]);
+}

@@ -1,0 +1,137 @@
+//! What happens in the platform and at the broker, as metrics.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use expediter_core::partition::Event;
+use expediter_nats::NodeEvents;
+use expediter_ports::StoreError;
+use expediter_runtime::PlatformEvents;
+use expediter_telemetry::{Alarm, Metrics};
+use expediter_types::{OutcomeKind, Partition};
+use tokio::sync::watch;
+
+/// How long our own fault keeps the node from being ready.
+const LOCAL_FAULT: Duration = Duration::from_secs(5);
+
+/// Feeds the metrics, and remembers what readiness asks for.
+#[derive(Debug)]
+pub(crate) struct Events {
+    metrics: Arc<Metrics>,
+    started: Instant,
+    /// Milliseconds after `started` at which our own fault was last seen; 0: never.
+    local_fault: std::sync::atomic::AtomicU64,
+    outcomes_full: AtomicBool,
+    failed: watch::Sender<Option<String>>,
+}
+
+impl Events {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            metrics,
+            started: Instant::now(),
+            local_fault: std::sync::atomic::AtomicU64::new(0),
+            outcomes_full: AtomicBool::new(false),
+            failed: watch::Sender::new(None),
+        })
+    }
+
+    /// Resolves with the reason when the process cannot go on.
+    pub(crate) async fn failed(&self) -> String {
+        let mut failed = self.failed.subscribe();
+        let reason = failed.wait_for(Option::is_some).await;
+        reason.ok().and_then(|reason| reason.clone()).unwrap_or_default()
+    }
+
+    pub(crate) fn has_failed(&self) -> Option<String> {
+        self.failed.borrow().clone()
+    }
+
+    pub(crate) fn local_fault(&self) -> bool {
+        let at = self.local_fault.load(Ordering::Relaxed);
+        at != 0 && self.started.elapsed() < Duration::from_millis(at) + LOCAL_FAULT
+    }
+
+    pub(crate) fn outcomes_full(&self) -> bool {
+        self.outcomes_full.load(Ordering::Relaxed)
+    }
+}
+
+impl PlatformEvents for Events {
+    fn event(&self, _partition: Partition, event: &Event) {
+        match event {
+            Event::Taken(count) => self.metrics.orders_taken.add(*count),
+            Event::Finished { kind } => {
+                self.metrics.orders_finished.of(*kind).inc();
+                match kind {
+                    OutcomeKind::DeadLettered(reason) => {
+                        self.metrics.orders_dead_lettered.of(*reason).inc();
+                    }
+                    OutcomeKind::Duplicate => self.metrics.duplicates.inc(),
+                    _ => {}
+                }
+            }
+            Event::LogLost { .. } => self.metrics.alarms.of(Alarm::LogLost).set(1),
+            Event::FirstStart { .. }
+            | Event::Closed { .. }
+            | Event::Opened { .. }
+            | Event::Quarantined { .. }
+            | Event::DeadLettered { .. }
+            | Event::UnknownMerchant { .. } => {}
+        }
+    }
+
+    fn record_written(&self, took: Duration) {
+        self.metrics.outcome_records.inc();
+        self.metrics.outcome_publish.observe(took);
+        self.outcomes_full.store(false, Ordering::Relaxed);
+    }
+
+    fn refused(&self) {
+        self.outcomes_full.store(true, Ordering::Relaxed);
+    }
+
+    fn fenced(&self, _partition: Partition) {
+        self.metrics.fenced.inc();
+    }
+
+    fn panicked(&self) {
+        self.metrics.actor_panics.inc();
+    }
+
+    fn local_fault(&self, _detail: &str) {
+        let at = self.started.elapsed().as_millis().max(1);
+        self.local_fault.store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn store_committed(&self, _ops: usize, took: Duration) {
+        self.metrics.store_commit.observe(took);
+        self.metrics.store_batches.inc();
+    }
+
+    fn store_failed(&self, error: StoreError) {
+        let reason = format!("the store failed: {:#}", anyhow::Error::from(error));
+        tracing::error!(%reason, "the node stops");
+        self.failed.send_replace(Some(reason));
+    }
+}
+
+impl NodeEvents for Events {
+    fn claimed(&self, _partition: Partition) {
+        self.metrics.claims.inc();
+    }
+
+    fn gap(&self, _partition: Partition) {
+        self.metrics.intake_gaps.inc();
+    }
+
+    fn incarnation(&self, _partition: Partition) {
+        self.metrics.log_incarnation_changes.inc();
+        self.metrics.alarms.of(Alarm::LogLost).set(1);
+    }
+
+    fn purged(&self, messages: u64) {
+        self.metrics.log_purged.add(messages);
+    }
+}
