@@ -11,6 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const UNFINISHED: &str = "unfinished";
 /// The engine's file with all data.
 const DATA: &str = "db";
+/// So many broken stores stay.
+const KEPT_ASIDE: usize = 3;
 
 /// A neighbour of `dir`: its name with `suffix` added.
 pub(crate) fn beside(dir: &Path, suffix: &str) -> PathBuf {
@@ -60,8 +62,14 @@ pub(crate) fn complete(dir: &Path) -> io::Result<()> {
     sync_parent(dir)
 }
 
-/// Renames a broken store to `<dir>.bad-<unix seconds>`, for a person to look at.
+/// Renames a broken store to `<dir>.bad-<unix seconds>`, for a person to look at. The oldest of them
+/// go, so that stores that break again and again do not fill the disk.
 pub(crate) fn move_aside(dir: &Path) -> io::Result<PathBuf> {
+    let mut aside = aside_of(dir)?;
+    aside.sort();
+    for oldest in aside.iter().rev().skip(KEPT_ASIDE - 1) {
+        fs::remove_dir_all(oldest)?;
+    }
     let seconds = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
@@ -74,6 +82,25 @@ pub(crate) fn move_aside(dir: &Path) -> io::Result<PathBuf> {
     fs::rename(dir, &to)?;
     sync_parent(dir)?;
     Ok(to)
+}
+
+fn aside_of(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let prefix = beside(dir, ".bad-");
+    let prefix = prefix.as_os_str().as_encoded_bytes();
+    let mut found = Vec::new();
+    for entry in dir
+        .parent()
+        .map(fs::read_dir)
+        .transpose()?
+        .into_iter()
+        .flatten()
+    {
+        let path = entry?.path();
+        if path.as_os_str().as_encoded_bytes().starts_with(prefix) && path.is_dir() {
+            found.push(path);
+        }
+    }
+    Ok(found)
 }
 
 /// Where a smaller copy of the store is made.

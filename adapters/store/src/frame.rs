@@ -11,6 +11,10 @@ use crate::keys;
 /// above 128 KiB becomes a file: this leaves room for a leaf that took in a few of its neighbours'.
 pub(crate) const PART: usize = 4000;
 
+/// Bytes of the longest record: the largest message that the broker can carry, 64 MiB, with its
+/// headers.
+const LONGEST: usize = 72 << 20;
+
 const CHECKED: usize = 1 + 4;
 const HEAD: usize = CHECKED + 4;
 
@@ -33,6 +37,9 @@ impl Head<'_> {
 }
 
 fn further(len: usize) -> Option<u16> {
+    if len > LONGEST {
+        return None;
+    }
     u16::try_from(len.div_ceil(PART).max(1) - 1).ok()
 }
 

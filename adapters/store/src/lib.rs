@@ -7,8 +7,8 @@
 //! - The engine's `flush` is not an fsync on Linux. Every commit is one batch, one flush and one
 //!   `fdatasync` of our own; in emulated power cuts nothing less kept a store whole.
 //! - The engine puts pages above 128 KiB into files that it never syncs, so values are small and
-//!   records lie in parts ([`frame`]).
-//! - Orders waiting are reached by seeking in keys ([`keys`]), never by reading from the beginning:
+//!   records lie in parts (`frame`).
+//! - Orders waiting are reached by seeking in keys (`keys`), never by reading from the beginning:
 //!   the cost of a call does not grow with the backlog.
 //! - All calls block.
 

@@ -22,7 +22,7 @@ const STRIPES: usize = 64;
 /// Keys removed per batch when a partition is forgotten.
 const DROPPED_AT_ONCE: usize = 4096;
 
-/// A [`MerchantStore`] on sled; [`crate::open`] makes one.
+/// A [`MerchantStore`] on sled; [`open`](crate::open()) makes one.
 ///
 /// Reads and commits may be called from any thread. A read sees commits whole, and it may see one
 /// that is not yet durable: what it shows is a working copy, never the reason to finish an order.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use expediter_core::store::{StoreBatch, StoreOp};
 use expediter_ports::MerchantStore;
 use expediter_types::Partition;
-use samples::{batch, full, merchant, meta, opened, order, puts, repeats};
+use samples::{batch, full, merchant, meta, opened, order, puts, raw, repeats};
 
 const GOLDEN: &str = include_str!("golden/format-1.hex");
 
@@ -24,14 +24,6 @@ fn content() -> [StoreBatch; 2] {
         entries: repeats(1, 3),
     });
     [batch(258, ops), batch(0, vec![StoreOp::Meta(meta(0))])]
-}
-
-fn raw(dir: &std::path::Path) -> sled::Db {
-    sled::Config::new()
-        .path(dir)
-        .flush_every_ms(None)
-        .open()
-        .unwrap()
 }
 
 fn hex(bytes: &[u8]) -> String {

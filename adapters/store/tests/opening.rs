@@ -11,7 +11,7 @@ use expediter_core::store::{StoreOp, StoredPartition};
 use expediter_ports::MerchantStore;
 use expediter_store::{OpenError, Options, open};
 use expediter_types::Partition;
-use samples::{batch, full, merchant, meta, opened, order, puts, repeats, with_payload};
+use samples::{batch, full, merchant, meta, opened, order, puts, raw, repeats, with_payload};
 
 struct Home {
     _home: tempfile::TempDir,
@@ -31,11 +31,7 @@ impl Home {
 
     /// Changes the engine's content behind the store's back.
     fn tamper(&self, change: impl FnOnce(&sled::Db)) {
-        let db = sled::Config::new()
-            .path(&self.dir)
-            .flush_every_ms(None)
-            .open()
-            .unwrap();
+        let db = raw(&self.dir);
         change(&db);
         db.flush().unwrap();
     }
@@ -391,6 +387,20 @@ fn a_drained_store_is_rewritten() {
     opened(&home.dir).partition(Partition(0)).unwrap();
 }
 
+#[test]
+fn broken_stores_do_not_fill_the_disk() {
+    let home = home();
+    for seconds in [1_000_000_001, 1_000_000_002, 1_000_000_003, 1_000_000_004] {
+        fs::create_dir(home.beside(&format!(".bad-{seconds}"))).unwrap();
+    }
+    drop(opened(&home.dir));
+    home.tamper(|db| db.clear().unwrap());
+    home.moved_aside("no format version");
+    let exists = |seconds| home.beside(&format!(".bad-{seconds}")).exists();
+    assert!(!exists(1_000_000_001) && !exists(1_000_000_002));
+    assert!(exists(1_000_000_003) && exists(1_000_000_004));
+}
+
 /// All that a crash can leave while a copy takes the store's place.
 #[test]
 fn an_interrupted_rewrite_loses_nothing() {
@@ -439,8 +449,8 @@ fn after_an_error_no_call_is_answered() {
         .commit(&[batch(0, puts([full("a", 1)]))])
         .unwrap();
     let store = opened(&home.dir);
-    // More than the checksummed parts of one record may hold.
-    let huge = with_payload("a", 2, Bytes::from(vec![0; 300 << 20]));
+    // Larger than any message of the broker.
+    let huge = with_payload("a", 2, Bytes::from(vec![0; 72 << 20]));
     let error = store.commit(&[batch(0, puts([huge]))]).unwrap_err();
     assert!(
         error

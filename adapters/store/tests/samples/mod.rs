@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use expediter_core::store::{PartitionMeta, Repeat, StoreBatch, StoreOp};
@@ -155,4 +156,17 @@ pub(crate) fn opened(dir: &Path) -> SledStore {
     .unwrap();
     assert_eq!(aside, None);
     store
+}
+
+/// Opens the engine without the store. One that was just closed lets go of its lock a little later.
+pub(crate) fn raw(dir: &Path) -> sled::Db {
+    let config = sled::Config::new().path(dir).flush_every_ms(None);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match config.open() {
+            Ok(db) => return db,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::yield_now();
+    }
 }
