@@ -8,9 +8,18 @@ mod error;
 mod json;
 mod time;
 
+pub mod control;
+pub mod manifest;
+pub mod nodes;
 pub mod order;
 pub mod records;
+pub mod registry;
 pub mod subjects;
 
 pub use error::WireError;
 pub use time::{MAX_MILLIS, Rfc3339, parse_rfc3339};
+
+#[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
+mod schema_tests;

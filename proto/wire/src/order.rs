@@ -46,7 +46,7 @@ pub const MAX_HEADER: usize = 1024;
 /// The longest ordering key, in bytes.
 pub const MAX_KEY: usize = 256;
 
-const NAMES: [&str; 14] = [
+pub(crate) const NAMES: [&str; 14] = [
     CE_ID,
     CE_TYPE,
     CE_SOURCE,

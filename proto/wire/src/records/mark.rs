@@ -122,6 +122,15 @@ struct UnknownJson<'a> {
 /// # Errors
 /// [`WireError::TooLarge`] above [`MAX_PARTS`] parts (2 GiB).
 pub fn encode_mark(stamp: Stamp, mark: &Mark) -> Result<MarkParts, WireError> {
+    encode_within(stamp, mark, PART_BYTES)
+}
+
+/// As [`encode_mark`], with parts of so many bytes.
+pub(crate) fn encode_within(
+    stamp: Stamp,
+    mark: &Mark,
+    part_bytes: usize,
+) -> Result<MarkParts, WireError> {
     let content = encode_content(mark);
     let mut commit = MarkJson {
         v: V1,
@@ -135,7 +144,7 @@ pub fn encode_mark(stamp: Stamp, mark: &Mark) -> Result<MarkParts, WireError> {
         content: None,
         parts: None,
     };
-    if content.get().len() <= PART_BYTES - 1024 {
+    if content.get().len() <= part_bytes.saturating_sub(1024) {
         commit.content = Some(&content);
         return Ok(MarkParts {
             parts: Vec::new(),
@@ -143,11 +152,11 @@ pub fn encode_mark(stamp: Stamp, mark: &Mark) -> Result<MarkParts, WireError> {
         });
     }
     let bytes = content.get().as_bytes();
-    let count = bytes.len().div_ceil(PART_BYTES);
+    let count = bytes.len().div_ceil(part_bytes);
     let too_large = WireError::TooLarge {
         what: WHAT,
         len: bytes.len(),
-        max: PART_BYTES * MAX_PARTS as usize,
+        max: part_bytes * MAX_PARTS as usize,
     };
     let count = u32::try_from(count)
         .ok()
@@ -159,7 +168,7 @@ pub fn encode_mark(stamp: Stamp, mark: &Mark) -> Result<MarkParts, WireError> {
         bytes: bytes.len() as u64,
         crc32,
     });
-    let parts = (1..).zip(bytes.chunks(PART_BYTES)).map(|(part, chunk)| {
+    let parts = (1..).zip(bytes.chunks(part_bytes)).map(|(part, chunk)| {
         let (token, incarnation) = (stamp.token, stamp.incarnation.into());
         let line = PartJson {
             v: V1,

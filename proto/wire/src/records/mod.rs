@@ -19,9 +19,12 @@ use crate::{WireError, subjects};
 pub use claim::{decode_claim, encode_claim};
 pub use dead::{MAX_LINE, decode_dead, encode_dead};
 pub use entry::{WireEntry, WireFinished, decode_entry};
+#[cfg(test)]
+pub(crate) use mark::encode_within;
 pub use mark::{
     MAX_PARTS, MarkCommit, MarkPart, MarkParts, MarkReader, PART_BYTES, decode_mark, encode_mark,
 };
+pub(crate) use outcome::AttemptJson;
 pub use outcome::{MAX_GROUP, decode_outcomes, encode_outcomes};
 pub use small::{decode_attempts, decode_shift, encode_attempts, encode_shift};
 

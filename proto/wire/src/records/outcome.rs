@@ -85,7 +85,7 @@ pub(super) struct OutcomeJson<'a> {
 }
 
 /// One attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub(crate) struct AttemptJson<'a> {
     n: u32,
     at: Rfc3339,
