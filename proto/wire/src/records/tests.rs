@@ -183,6 +183,34 @@ proptest! {
         prop_assert_eq!(MarkReader::default().commit(&commit).unwrap(), (stamp(), mark));
     }
 
+    /// Runs are another container in memory; what the owner does with the set must not notice.
+    #[test]
+    fn a_set_that_was_read_works_on(
+        mark in marks(),
+        inserted in vec((0..200_000_u64, 1..400_u64), 0..5),
+        removed in vec((0..200_000_u64, 1..70_000_u64), 0..3),
+    ) {
+        let mut own = mark.finished.clone();
+        own.insert_range(500..150_000);
+        let encoded = encode_mark(stamp(), &Mark { finished: own.clone(), ..mark }).unwrap();
+        let mut read = decode_mark(&encoded.commit, &encoded.parts).unwrap().1.finished;
+        let mut more = RoaringTreemap::new();
+        for (from, len) in inserted {
+            own.insert(from);
+            read.insert(from);
+            more.insert_range(from..from + len);
+        }
+        own |= &more;
+        read |= &more;
+        for (from, len) in removed {
+            own.remove_range(from..from + len);
+            read.remove_range(from..from + len);
+            prop_assert_eq!(own.rank(from), read.rank(from));
+        }
+        prop_assert_eq!(own.len(), read.len());
+        prop_assert!(own.iter().eq(read.iter()));
+    }
+
     #[test]
     fn claims_are_read_back(claim in claims()) {
         let bytes = encode_claim(&claim);
