@@ -95,7 +95,10 @@ impl Broker {
         let context = ContextBuilder::new()
             .timeout(ACK_TIMEOUT)
             .build(connection.client().clone());
-        Self { connection: connection.clone(), context }
+        Self {
+            connection: connection.clone(),
+            context,
+        }
     }
 
     /// A handle; asks nothing.
@@ -112,9 +115,9 @@ impl Broker {
         match stream.get_info().await {
             Ok(info) => Ok(Some(info)),
             Err(error) => match error.kind() {
-                jetstream::context::RequestErrorKind::NoResponders => {
-                    Err(Error::plain("JetStream does not answer: is it enabled on the NATS server?"))
-                }
+                jetstream::context::RequestErrorKind::NoResponders => Err(Error::plain(
+                    "JetStream does not answer: is it enabled on the NATS server?",
+                )),
                 _ if api_code(&error) == Some(10_059) => Ok(None),
                 _ => Err(Error::broker(format!("asking for stream {name}"))(error)),
             },
@@ -125,7 +128,9 @@ impl Broker {
         let info = self.info(name).await?;
         info.as_ref()
             .map(StreamState::from)
-            .ok_or_else(|| Error::NoStream { stream: name.to_owned() })
+            .ok_or_else(|| Error::NoStream {
+                stream: name.to_owned(),
+            })
     }
 
     /// The message at a sequence, read from the stream's leader.
@@ -144,7 +149,11 @@ impl Broker {
         stream: &str,
         subject: &str,
     ) -> Result<Option<StreamMessage>, Error> {
-        let found = self.stream(stream).await?.get_last_raw_message_by_subject(subject).await;
+        let found = self
+            .stream(stream)
+            .await?
+            .get_last_raw_message_by_subject(subject)
+            .await;
         none_when_missing(found, || format!("reading the last of {subject}"))
     }
 
@@ -156,7 +165,12 @@ impl Broker {
         from: Seq,
     ) -> Result<Option<StreamMessage>, Error> {
         let handle = self.stream(stream).await?;
-        let found = handle.raw_message_builder().sequence(from).next_by_subject(filter).send().await;
+        let found = handle
+            .raw_message_builder()
+            .sequence(from)
+            .next_by_subject(filter)
+            .send()
+            .await;
         none_when_missing(found, || format!("reading {filter} from {from}"))
     }
 
@@ -176,7 +190,10 @@ impl Broker {
             Some(filter) => purge.filter(filter),
             None => purge,
         };
-        let what = format!("purging {} of {stream} below {below}", filter.unwrap_or("all"));
+        let what = format!(
+            "purging {} of {stream} below {below}",
+            filter.unwrap_or("all")
+        );
         Ok(purge.await.map_err(Error::broker(what))?.purged)
     }
 
@@ -187,7 +204,8 @@ impl Broker {
         headers: HeaderMap,
         payload: Bytes,
     ) -> Result<Ack, NoAck> {
-        self.publish_within(subject, headers, payload, ACK_TIMEOUT).await
+        self.publish_within(subject, headers, payload, ACK_TIMEOUT)
+            .await
     }
 
     pub(crate) async fn publish_within(
@@ -197,12 +215,20 @@ impl Broker {
         payload: Bytes,
         timeout: Duration,
     ) -> Result<Ack, NoAck> {
-        let request = Request::new().headers(headers).payload(payload).timeout(Some(timeout));
-        let reply = self.connection.client().send_request(subject, request).await;
+        let request = Request::new()
+            .headers(headers)
+            .payload(payload)
+            .timeout(Some(timeout));
+        let reply = self
+            .connection
+            .client()
+            .send_request(subject, request)
+            .await;
         let reply = reply.map_err(|error| match error.kind() {
-            async_nats::RequestErrorKind::MaxPayloadExceeded => {
-                NoAck::Refused { code: 10_054, description: error.to_string() }
-            }
+            async_nats::RequestErrorKind::MaxPayloadExceeded => NoAck::Refused {
+                code: 10_054,
+                description: error.to_string(),
+            },
             _ => NoAck::Undecided(error.to_string()),
         })?;
         read_ack(&reply.payload)
@@ -213,12 +239,21 @@ pub(crate) fn read_ack(payload: &[u8]) -> Result<Ack, NoAck> {
     let reply: AckReply = serde_json::from_slice(payload)
         .map_err(|error| NoAck::Undecided(format!("an unreadable acknowledgement: {error}")))?;
     let Some(error) = reply.error else {
-        return Ok(Ack { seq: reply.seq, duplicate: reply.duplicate });
+        return Ok(Ack {
+            seq: reply.seq,
+            duplicate: reply.duplicate,
+        });
     };
-    let AckError { err_code: code, description } = error;
+    let AckError {
+        err_code: code,
+        description,
+    } = error;
     match code {
         10_071 => {
-            let number = description.rsplit(' ').next().and_then(|text| text.parse().ok());
+            let number = description
+                .rsplit(' ')
+                .next()
+                .and_then(|text| text.parse().ok());
             match number {
                 Some(current) => Err(NoAck::WrongLast { current }),
                 None => Err(NoAck::Undecided(description)),
@@ -264,14 +299,23 @@ mod tests {
     fn acknowledgements_are_told_apart() {
         assert_eq!(
             read_ack(br#"{"stream":"S","seq":7,"duplicate":true}"#),
-            Ok(Ack { seq: 7, duplicate: true })
+            Ok(Ack {
+                seq: 7,
+                duplicate: true
+            })
         );
-        let wrong = br#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 12"}}"#;
+        let wrong =
+            br#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 12"}}"#;
         assert_eq!(read_ack(wrong), Err(NoAck::WrongLast { current: 12 }));
-        let busy = br#"{"error":{"code":400,"err_code":10164,"description":"wrong last sequence"}}"#;
+        let busy =
+            br#"{"error":{"code":400,"err_code":10164,"description":"wrong last sequence"}}"#;
         assert!(matches!(read_ack(busy), Err(NoAck::Undecided(_))));
-        let full = br#"{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"}}"#;
-        assert!(matches!(read_ack(full), Err(NoAck::Refused { code: 10077, .. })));
+        let full =
+            br#"{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"}}"#;
+        assert!(matches!(
+            read_ack(full),
+            Err(NoAck::Refused { code: 10077, .. })
+        ));
         assert!(matches!(read_ack(b"nonsense"), Err(NoAck::Undecided(_))));
     }
 }

@@ -11,13 +11,13 @@ use expediter_types::{Claim, ClaimState, Incarnation, NodeName, Partition, Seq, 
 use expediter_wire::{records, subjects};
 use tokio::sync::watch;
 
+use crate::Error;
 use crate::broker::{Broker, NoAck, StreamState};
 use crate::clock::wall;
 use crate::error::chain;
 use crate::identity::{Identity, Witness, check};
 use crate::members::Members;
 use crate::recovery::{Claimed, MarkHead};
-use crate::Error;
 
 /// How often a claim that may not be replaced yet is looked at.
 const LOOK: Duration = Duration::from_millis(150);
@@ -82,8 +82,9 @@ impl Claimant {
         if !self.may_replace(last.claim.as_ref()) {
             return Ok(None);
         }
-        let (incarnation, cut) =
-            self.incarnation(partition, last.claim.as_ref(), meta, remembered).await?;
+        let (incarnation, cut) = self
+            .incarnation(partition, last.claim.as_ref(), meta, remembered)
+            .await?;
         let claim = Claim {
             node: self.node.clone(),
             instance: self.instance.clone(),
@@ -105,29 +106,46 @@ impl Claimant {
                 stands.seq
             }
         };
-        Ok(Some(Claimed { partition, token, claim, replaced: last.claim, meta }))
+        Ok(Some(Claimed {
+            partition,
+            token,
+            claim,
+            replaced: last.claim,
+            meta,
+        }))
     }
 
     async fn last(&self, partition: Partition) -> Result<Last, Error> {
         let subject = subjects::claim(partition);
         let Some(message) = self.broker.last(subjects::OUTCOMES, &subject).await? else {
-            return Ok(Last { seq: 0, claim: None });
+            return Ok(Last {
+                seq: 0,
+                claim: None,
+            });
         };
         let claim = records::decode_claim(&message.payload).map_err(Error::format(subject))?;
-        Ok(Last { seq: message.sequence, claim: Some(claim) })
+        Ok(Last {
+            seq: message.sequence,
+            claim: Some(claim),
+        })
     }
 
     /// A live owner's claim is replaced only after its release, after its lease has ended, or when
     /// it had time enough to hand over.
     fn may_replace(&self, claim: Option<&Claim>) -> bool {
         let members = self.members.borrow();
-        let Some(claim) = claim else { return members.synced };
+        let Some(claim) = claim else {
+            return members.synced;
+        };
         if !members.synced {
             return false;
         }
         let released = claim.state != ClaimState::Held;
         let ours = claim.node == self.node;
-        let lives = members.live.get(&claim.node).is_some_and(|m| m.instance == claim.instance);
+        let lives = members
+            .live
+            .get(&claim.node)
+            .is_some_and(|m| m.instance == claim.instance);
         released || ours || !lives || members.changed.elapsed() > self.patience
     }
 
@@ -143,18 +161,35 @@ impl Claimant {
         // The newest that anybody knows.
         let known = replaced.map(|claim| (claim.incarnation, claim.cut));
         let stored = meta.map(|meta| (meta.incarnation, 0));
-        let newest = [known, stored].into_iter().flatten().max_by_key(|(i, _)| i.counter);
+        let newest = [known, stored]
+            .into_iter()
+            .flatten()
+            .max_by_key(|(i, _)| i.counter);
         let Some((former, former_cut)) = newest else {
-            return Ok((Incarnation { created: state.created, counter: 1 }, 0));
+            return Ok((
+                Incarnation {
+                    created: state.created,
+                    counter: 1,
+                },
+                0,
+            ));
         };
         let mut witnesses = Vec::new();
         let same_log = remembered.filter(|(incarnation, _)| *incarnation == former);
         witnesses.extend(same_log.map(|(_, witness)| witness));
         if let Some(meta) = meta.filter(|meta| meta.incarnation == former) {
             let (seq, at) = (meta.last_taken, meta.last_taken_at);
-            witnesses.push(Witness { created: former.created, seq, at });
+            witnesses.push(Witness {
+                created: former.created,
+                seq,
+                at,
+            });
         }
-        witnesses.push(Witness { created: former.created, seq: 0, at: 0 });
+        witnesses.push(Witness {
+            created: former.created,
+            seq: 0,
+            at: 0,
+        });
         let mut cut: Option<Seq> = None;
         for witness in witnesses {
             if let Identity::Lost { cut: survived, .. } = check(&self.broker, &witness).await? {
@@ -164,8 +199,13 @@ impl Claimant {
         if cut.is_none() {
             cut = self.shorter_than_marked(partition, former, state).await?;
         }
-        let Some(cut) = cut else { return Ok((former, former_cut)) };
-        let incarnation = Incarnation { created: state.created, counter: former.counter + 1 };
+        let Some(cut) = cut else {
+            return Ok((former, former_cut));
+        };
+        let incarnation = Incarnation {
+            created: state.created,
+            counter: former.counter + 1,
+        };
         tracing::error!(
             %partition,
             former = former.counter,
@@ -229,7 +269,9 @@ pub(crate) async fn release(
         tokio::time::sleep(wait).await;
         wait *= 2;
     }
-    Err(Error::plain(format!("the claim of partition {partition} was not released")))
+    Err(Error::plain(format!(
+        "the claim of partition {partition} was not released"
+    )))
 }
 
 async fn publish_claim(broker: &Broker, partition: Partition, claim: &Claim) -> Result<Seq, NoAck> {
@@ -237,5 +279,8 @@ async fn publish_claim(broker: &Broker, partition: Partition, claim: &Claim) -> 
     let replaces = claim.replaces.to_string();
     headers.insert("Nats-Expected-Last-Subject-Sequence", replaces.as_str());
     let payload = records::encode_claim(claim);
-    broker.publish(subjects::claim(partition), headers, payload).await.map(|ack| ack.seq)
+    broker
+        .publish(subjects::claim(partition), headers, payload)
+        .await
+        .map(|ack| ack.seq)
 }

@@ -38,20 +38,27 @@ pub(crate) struct Marks {
 
 impl Marks {
     pub(crate) fn marked(&self, partition: Partition, low_water: Seq) {
-        let mut low_waters =
-            self.low_waters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut low_waters = self
+            .low_waters
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         low_waters.insert(partition, low_water);
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
     fn of(&self, partition: Partition) -> Option<Seq> {
-        let low_waters = self.low_waters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let low_waters = self
+            .low_waters
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         low_waters.get(&partition).copied()
     }
 
     pub(crate) fn forget(&self, partition: Partition) {
-        let mut low_waters =
-            self.low_waters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut low_waters = self
+            .low_waters
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         low_waters.remove(&partition);
     }
 }
@@ -100,7 +107,11 @@ async fn compact_once(shared: &Shared, partitions: u16, created: UnixMillis) -> 
         return Ok(());
     }
     // The newest message stands for the log between reading it and deleting below it.
-    let witness = Witness { created, seq: state.last, at: state.last_at };
+    let witness = Witness {
+        created,
+        seq: state.last,
+        at: state.last_at,
+    };
     if check(broker, &witness).await? != Identity::Same {
         return Ok(());
     }
@@ -178,7 +189,11 @@ async fn newest(shared: &Shared, filters: Vec<String>) -> Result<Vec<Message>, E
             .map_err(|_| Error::plain("OUTCOMES delivers nothing"))?
             .map_err(|broken| Error::plain(broken.to_string()))?;
         let subject = message.subject.to_string();
-        messages.push(Message { subject, payload: message.payload, seq: message.seq });
+        messages.push(Message {
+            subject,
+            payload: message.payload,
+            seq: message.seq,
+        });
     }
     reader.close().await;
     Ok(messages)
@@ -219,7 +234,9 @@ async fn clean_once(
             _ => {}
         }
     }
-    let Some((mark_seq, head)) = mark.filter(|_| stands) else { return Ok(()) };
+    let Some((mark_seq, head)) = mark.filter(|_| stands) else {
+        return Ok(());
+    };
     let needless = head.repeats_from.min(head.covers);
     let p = partition;
     // Marks before the newest, and their parts; the newest one's parts lie above what it covers.
@@ -255,7 +272,13 @@ async fn first_since(
     let mut reader = Reader::open(&shared.broker, &options).await?;
     let first = match reader.pending_at_start() {
         0 => None,
-        _ => Some(reader.next().await.map_err(|broken| Error::plain(broken.to_string()))?.seq),
+        _ => Some(
+            reader
+                .next()
+                .await
+                .map_err(|broken| Error::plain(broken.to_string()))?
+                .seq,
+        ),
     };
     reader.close().await;
     Ok(first)
@@ -264,7 +287,10 @@ async fn first_since(
 async fn purge(shared: &Shared, filter: String, below: Seq) -> Result<(), Error> {
     if below > 1 {
         shared.purges.wait().await;
-        let purged = shared.broker.purge(subjects::OUTCOMES, Some(&filter), below).await?;
+        let purged = shared
+            .broker
+            .purge(subjects::OUTCOMES, Some(&filter), below)
+            .await?;
         tracing::debug!(filter, below, purged, "cleaned OUTCOMES");
     }
     Ok(())

@@ -26,7 +26,10 @@ impl ConnectOptions {
     #[must_use]
     pub fn to(servers: &str, name: &str) -> Self {
         Self {
-            servers: servers.split(',').map(|server| server.trim().to_owned()).collect(),
+            servers: servers
+                .split(',')
+                .map(|server| server.trim().to_owned())
+                .collect(),
             credentials: Credentials::None,
             tls: Tls::default(),
             name: name.to_owned(),
@@ -40,7 +43,10 @@ pub enum Credentials {
     None,
     /// A `.creds` file: JWT and seed.
     CredsFile(PathBuf),
-    UserPassword { user: String, password: String },
+    UserPassword {
+        user: String,
+        password: String,
+    },
     Token(String),
     /// A file with an NKey seed.
     NkeyFile(PathBuf),
@@ -115,19 +121,31 @@ impl Connection {
     /// # Errors
     /// As [`Connection::open`], and no server answered.
     pub async fn open_once(options: &ConnectOptions) -> Result<Self, Error> {
-        let (sender, state) =
-            watch::channel(ConnectionState { connected: false, connects: 0, slow_consumers: 0 });
+        let (sender, state) = watch::channel(ConnectionState {
+            connected: false,
+            connects: 0,
+            slow_consumers: 0,
+        });
         let sender = Arc::new(sender);
         let servers = options.servers.join(",");
-        let connect = with_credentials(options).await?.event_callback(move |event| {
-            note(&sender, &event);
-            std::future::ready(())
-        });
+        let connect = with_credentials(options)
+            .await?
+            .event_callback(move |event| {
+                note(&sender, &event);
+                std::future::ready(())
+            });
         let client = connect
             .connect(options.servers.as_slice())
             .await
-            .map_err(|source| Error::Connect { servers: servers.clone(), source: source.into() })?;
-        Ok(Self { client, servers: servers.into(), state })
+            .map_err(|source| Error::Connect {
+                servers: servers.clone(),
+                source: source.into(),
+            })?;
+        Ok(Self {
+            client,
+            servers: servers.into(),
+            state,
+        })
     }
 
     /// A server is there now.
@@ -166,7 +184,9 @@ impl Connection {
 
 /// Refused credentials and broken addresses do not mend themselves.
 fn may_pass(source: &(dyn std::error::Error + 'static)) -> bool {
-    let kind = source.downcast_ref::<async_nats::ConnectError>().map(async_nats::ConnectError::kind);
+    let kind = source
+        .downcast_ref::<async_nats::ConnectError>()
+        .map(async_nats::ConnectError::kind);
     !matches!(
         kind,
         Some(
@@ -198,9 +218,10 @@ async fn with_credentials(options: &ConnectOptions) -> Result<async_nats::Connec
         Credentials::Token(token) => connect.token(token.clone()),
         Credentials::CredsFile(path) => {
             let text = read(path).await?;
-            connect
-                .credentials(&text)
-                .map_err(|source| Error::File { path: path.clone(), source })?
+            connect.credentials(&text).map_err(|source| Error::File {
+                path: path.clone(),
+                source,
+            })?
         }
         Credentials::NkeyFile(path) => connect.nkey(read(path).await?.trim().to_owned()),
     };
@@ -225,7 +246,10 @@ async fn with_credentials(options: &ConnectOptions) -> Result<async_nats::Connec
 async fn read(path: &Path) -> Result<String, Error> {
     tokio::fs::read_to_string(path)
         .await
-        .map_err(|source| Error::File { path: path.to_owned(), source })
+        .map_err(|source| Error::File {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 fn note(state: &watch::Sender<ConnectionState>, event: &Event) {
@@ -244,7 +268,10 @@ fn note(state: &watch::Sender<ConnectionState>, event: &Event) {
         Event::Closed => state.send_modify(|state| state.connected = false),
         Event::SlowConsumer(subscription) => {
             state.send_modify(|state| state.slow_consumers += 1);
-            tracing::warn!(subscription, "a subscription was full and dropped a message");
+            tracing::warn!(
+                subscription,
+                "a subscription was full and dropped a message"
+            );
         }
         Event::LameDuckMode => tracing::info!("the NATS server is about to stop"),
         Event::Draining => {}

@@ -66,6 +66,8 @@ pub async fn request(
         Err(error) if error.kind() == RequestErrorKind::NoResponders => {
             Err(Error::NoOwner { partition })
         }
-        Err(error) => Err(Error::broker(format!("asking the owner of partition {partition}"))(error)),
+        Err(error) => Err(Error::broker(format!(
+            "asking the owner of partition {partition}"
+        ))(error)),
     }
 }

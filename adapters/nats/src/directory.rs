@@ -29,16 +29,37 @@ pub(crate) async fn follow_merchants(
     sink: Arc<dyn RegistrySink>,
     loaded: watch::Sender<bool>,
 ) {
-    let what = Follow { bucket: subjects::MERCHANTS, keys: ">", always_whole: false };
-    let directory =
-        Directory { broker: broker.clone(), node, sink, loaded, known: HashMap::new() };
+    let what = Follow {
+        bucket: subjects::MERCHANTS,
+        keys: ">",
+        always_whole: false,
+    };
+    let directory = Directory {
+        broker: broker.clone(),
+        node,
+        sink,
+        loaded,
+        known: HashMap::new(),
+    };
     follow(&broker, what, directory).await;
 }
 
 /// Follows CONTROL for ever; ends when its future is dropped.
 pub(crate) async fn follow_decisions(broker: Broker, sink: Arc<dyn RegistrySink>) {
-    let what = Follow { bucket: subjects::CONTROL, keys: "merchant.*", always_whole: false };
-    follow(&broker, what, Decisions { sink, synced: false }).await;
+    let what = Follow {
+        bucket: subjects::CONTROL,
+        keys: "merchant.*",
+        always_whole: false,
+    };
+    follow(
+        &broker,
+        what,
+        Decisions {
+            sink,
+            synced: false,
+        },
+    )
+    .await;
 }
 
 struct Directory {
@@ -66,7 +87,10 @@ impl Sink for Directory {
             Ok(Registration { merchant, .. }) if merchant.id == id => {
                 let merchant = merchant.shared();
                 self.known.insert(id, merchant.clone());
-                self.sink.put(Registered { merchant, revision: change.revision });
+                self.sink.put(Registered {
+                    merchant,
+                    revision: change.revision,
+                });
             }
             Ok(Registration { merchant, .. }) => {
                 let inside = merchant.id;
@@ -88,7 +112,10 @@ impl Sink for Directory {
 
     async fn recreated(&mut self) {
         let count = self.known.len();
-        tracing::error!(count, "the broker has lost the registry: putting back what is known");
+        tracing::error!(
+            count,
+            "the broker has lost the registry: putting back what is known"
+        );
         let restore = self.known.values().cloned().map(|merchant| {
             let (broker, node) = (&self.broker, &self.node);
             async move { restore(broker, node, &merchant).await }
@@ -110,7 +137,10 @@ async fn restore(broker: &Broker, node: &NodeName, merchant: &Merchant) {
     for _ in 0..5 {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
-        match broker.publish(subject(&merchant.id), headers, value.clone()).await {
+        match broker
+            .publish(subject(&merchant.id), headers, value.clone())
+            .await
+        {
             Ok(_) | Err(NoAck::WrongLast { .. }) => return,
             Err(error) => {
                 tracing::warn!(merchant = %merchant.id, %error, "was not put back; trying again");
@@ -129,7 +159,9 @@ struct Decisions {
 impl Sink for Decisions {
     fn change(&mut self, change: Change) {
         let Op::Put(value) = &change.op else { return };
-        let Some(merchant) = parse_decision_key(&change.key) else { return };
+        let Some(merchant) = parse_decision_key(&change.key) else {
+            return;
+        };
         match decode_decision(value) {
             Ok(decision) if decision.state == Decision::Resumed && self.synced => {
                 self.sink.resume(&merchant);

@@ -27,7 +27,10 @@ pub enum Error {
     ServerTooOld { found: String },
     /// An existing stream or bucket is not what the platform needs; it is left alone.
     #[error("stream {stream} has other settings: {}", List(differences))]
-    StreamDiffers { stream: String, differences: Vec<Difference> },
+    StreamDiffers {
+        stream: String,
+        differences: Vec<Difference>,
+    },
     /// A stream or bucket is missing.
     #[error("stream {stream} does not exist; a node creates it")]
     NoStream { stream: String },
@@ -42,7 +45,12 @@ pub enum Error {
     NoOwner { partition: Partition },
     /// Somebody changed the entry since it was read.
     #[error("merchant {merchant} was changed by {actor} (revision {revision}, time {at})")]
-    Conflict { merchant: MerchantId, actor: String, at: UnixMillis, revision: u64 },
+    Conflict {
+        merchant: MerchantId,
+        actor: String,
+        at: UnixMillis,
+        revision: u64,
+    },
     /// What stands in the broker cannot be read.
     #[error("{what} cannot be read")]
     Format {
@@ -62,22 +70,33 @@ pub enum Error {
     Publish { subject: String, reason: String },
     /// The partition's host refused to begin.
     #[error("partition {partition} cannot start: {reason}")]
-    Host { partition: Partition, reason: String },
+    Host {
+        partition: Partition,
+        reason: String,
+    },
 }
 
 impl Error {
     /// For `map_err`: what was tried, with the cause kept.
     pub(crate) fn broker<E: Into<Source>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
-        move |source| Self::Broker { what, source: Some(source.into()) }
+        move |source| Self::Broker {
+            what,
+            source: Some(source.into()),
+        }
     }
 
     /// Without a cause of its own.
     pub(crate) fn plain(what: impl Into<String>) -> Self {
-        Self::Broker { what: what.into(), source: None }
+        Self::Broker {
+            what: what.into(),
+            source: None,
+        }
     }
 
-    pub(crate) fn format(what: impl Into<String>) -> impl FnOnce(expediter_wire::WireError) -> Self {
+    pub(crate) fn format(
+        what: impl Into<String>,
+    ) -> impl FnOnce(expediter_wire::WireError) -> Self {
         let what = what.into();
         move |source| Self::Format { what, source }
     }
@@ -93,7 +112,11 @@ pub struct Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is {}, wanted {}", self.setting, self.found, self.wanted)
+        write!(
+            f,
+            "{} is {}, wanted {}",
+            self.setting, self.found, self.wanted
+        )
     }
 }
 

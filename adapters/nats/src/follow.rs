@@ -6,18 +6,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use expediter_types::{Seq, UnixMillis};
 
+use crate::Error;
 use crate::broker::Broker;
 use crate::error::chain;
 use crate::reader::{Broken, Delivered, From, Reader, ReaderOptions};
 use crate::streams::bucket_stream;
-use crate::Error;
 
 /// A change of one key.
 #[derive(Debug)]
 pub(crate) struct Change {
     pub(crate) key: String,
     pub(crate) revision: Seq,
-    pub(crate) at: UnixMillis,
     pub(crate) op: Op,
 }
 
@@ -56,13 +55,21 @@ pub(crate) struct Follow {
 
 /// Follows for ever; ends when its future is dropped.
 pub(crate) async fn follow<S: Sink>(broker: &Broker, follow: Follow, mut sink: S) {
-    let mut state = Following { created: 0, last: 0, keys: HashSet::new() };
+    let mut state = Following {
+        created: 0,
+        last: 0,
+        keys: HashSet::new(),
+    };
     let mut wait = Duration::from_millis(50);
     loop {
         let before = state.last;
         let Err(error) = once(broker, follow, &mut state, &mut sink).await;
         tracing::debug!(bucket = follow.bucket, error, "following is interrupted");
-        wait = if state.last > before { Duration::from_millis(50) } else { wait * 2 };
+        wait = if state.last > before {
+            Duration::from_millis(50)
+        } else {
+            wait * 2
+        };
         tokio::time::sleep(wait.min(Duration::from_secs(1))).await;
     }
 }
@@ -87,7 +94,11 @@ async fn once<S: Sink>(
         sink.recreated().await;
     }
     let whole = another || options.always_whole;
-    let from = if whole { From::Newest } else { From::Seq(following.last + 1) };
+    let from = if whole {
+        From::Newest
+    } else {
+        From::Seq(following.last + 1)
+    };
     let filter = format!("$KV.{}.{}", options.bucket, options.keys);
     let prefix = format!("$KV.{}.", options.bucket);
     let mut reader = Reader::open(
@@ -118,7 +129,11 @@ async fn once<S: Sink>(
                 }
             }
             // The consumer may sit on a replica that lags behind the leader.
-            match broker.next(&stream, &filter, last + 1).await.map_err(text)? {
+            match broker
+                .next(&stream, &filter, last + 1)
+                .await
+                .map_err(text)?
+            {
                 Some(_) => left = 1,
                 None => break,
             }
@@ -127,7 +142,15 @@ async fn once<S: Sink>(
         for key in gone {
             // How it went cannot be told any more.
             let op = Op::Expire;
-            apply(following, sink, Change { key, revision: last, at: 0, op });
+            apply(
+                following,
+                sink,
+                Change {
+                    key,
+                    revision: last,
+                    op,
+                },
+            );
         }
         (following.created, following.last) = (state.created, last.max(state.last));
         sink.synced();
@@ -162,12 +185,21 @@ async fn next(reader: &mut Reader, within: Option<Duration>) -> Result<Delivered
 
 fn change(message: Delivered, prefix: &str) -> Option<Change> {
     let key = message.subject.as_str().strip_prefix(prefix)?.to_owned();
-    let header = |name: &str| message.headers.as_ref().and_then(|headers| headers.get(name));
+    let header = |name: &str| {
+        message
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get(name))
+    };
     let op = match (header("KV-Operation"), header("Nats-Marker-Reason")) {
         (_, Some(reason)) if reason.as_str() == "MaxAge" => Op::Expire,
         (_, Some(_)) => Op::Delete,
         (Some(_), None) => Op::Delete,
         (None, None) => Op::Put(message.payload),
     };
-    Some(Change { key, revision: message.seq, at: message.at, op })
+    Some(Change {
+        key,
+        revision: message.seq,
+        op,
+    })
 }

@@ -34,7 +34,10 @@ impl Witness {
 pub(crate) enum Identity {
     Same,
     /// Acknowledged messages above `cut` were lost.
-    Lost { cut: Seq, state: StreamState },
+    Lost {
+        cut: Seq,
+        state: StreamState,
+    },
 }
 
 /// Looks for the witness in the log.
@@ -77,7 +80,10 @@ async fn surviving(broker: &Broker, witness: &Witness, state: StreamState) -> Re
         reader.close().await;
         return Ok(state.last);
     }
-    let first = reader.next().await.map_err(|broken| Error::plain(broken.to_string()))?;
+    let first = reader
+        .next()
+        .await
+        .map_err(|broken| Error::plain(broken.to_string()))?;
     reader.close().await;
     Ok(first.seq - 1)
 }

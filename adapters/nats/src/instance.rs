@@ -7,14 +7,25 @@ use crate::clock::unique;
 
 /// A new one for this process.
 pub(crate) fn new() -> String {
-    format!("{}-{}-{}", place().unwrap_or_else(unique), std::process::id(), unique())
+    format!(
+        "{}-{}-{}",
+        place().unwrap_or_else(unique),
+        std::process::id(),
+        unique()
+    )
 }
 
 /// Certainly dead; false where that cannot be told.
 pub(crate) fn is_dead(instance: &str) -> bool {
     let mut parts = instance.split('-');
-    let (Some(there), Some(pid)) = (parts.next(), parts.next()) else { return false };
-    let Some(pid) = pid.parse::<u32>().ok().filter(|pid| *pid != std::process::id()) else {
+    let (Some(there), Some(pid)) = (parts.next(), parts.next()) else {
+        return false;
+    };
+    let Some(pid) = pid
+        .parse::<u32>()
+        .ok()
+        .filter(|pid| *pid != std::process::id())
+    else {
         return false;
     };
     place().is_some_and(|here| here == there) && ended(pid)
@@ -24,7 +35,10 @@ fn ended(pid: u32) -> bool {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
         // A zombie runs no more; the state follows the name in brackets.
-        Ok(stat) => stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X'])),
+        Ok(stat) => stat
+            .rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with(['Z', 'X'])),
     }
 }
 
@@ -52,7 +66,10 @@ mod tests {
         child.wait().unwrap();
         let place = place().unwrap();
         assert!(is_dead(&format!("{place}-{pid}-x")));
-        assert!(!is_dead(&format!("0000000000000000-{pid}-x")), "of another machine");
+        assert!(
+            !is_dead(&format!("0000000000000000-{pid}-x")),
+            "of another machine"
+        );
         for nonsense in ["", "-", "a-b-c", "x"] {
             assert!(!is_dead(nonsense));
         }

@@ -5,9 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use expediter_core::{Order, payload_hash};
-use expediter_ports::{
-    IntakeBatch, IntakeSource, LogMessage, PartitionIntake, Undecodable,
-};
+use expediter_ports::{IntakeBatch, IntakeSource, LogMessage, PartitionIntake, Undecodable};
 use expediter_types::{Incarnation, MerchantId, Partition, Seq};
 use expediter_wire::{order, subjects};
 use tokio::sync::watch;
@@ -38,7 +36,10 @@ const STALLED: u32 = 3;
 pub(crate) enum End {
     /// Another claim stands, or (lower, or 0) OUTCOMES lost ours.
     ClaimGone(Seq),
-    LogLost { cut: Seq, state: StreamState },
+    LogLost {
+        cut: Seq,
+        state: StreamState,
+    },
     /// The host takes no more.
     Closed,
 }
@@ -86,7 +87,11 @@ impl Intake {
             }
             first = false;
             let moved = self.taken > before;
-            wait = if moved { Duration::from_millis(20) } else { wait * 2 };
+            wait = if moved {
+                Duration::from_millis(20)
+            } else {
+                wait * 2
+            };
             wait = wait.min(Duration::from_secs(1));
             tokio::time::sleep(wait).await;
         }
@@ -210,12 +215,25 @@ impl Intake {
             };
         }
         let source = IntakeSource::Main;
-        (IntakeBatch { source, messages, pending_none_below: None }, broken)
+        (
+            IntakeBatch {
+                source,
+                messages,
+                pending_none_below: None,
+            },
+            broken,
+        )
     }
 
     async fn hand_over(&mut self, batch: IntakeBatch) -> Result<(), Interrupted> {
-        let newest = batch.messages.last().map(|message| (message.seq, message.at));
-        self.host.deliver(batch).await.map_err(|_| Interrupted::End(End::Closed))?;
+        let newest = batch
+            .messages
+            .last()
+            .map(|message| (message.seq, message.at));
+        self.host
+            .deliver(batch)
+            .await
+            .map_err(|_| Interrupted::End(End::Closed))?;
         if let Some((seq, at)) = newest {
             self.witness.send_modify(|witness| witness.advance(seq, at));
         }
@@ -233,12 +251,16 @@ impl Intake {
             return Ok(());
         }
         let filter = subjects::orders_filter(self.partition);
-        let next = self.broker.next(subjects::ORDERS, &filter, self.taken + 1).await;
+        let next = self
+            .broker
+            .next(subjects::ORDERS, &filter, self.taken + 1)
+            .await;
         let next = next.map_err(|error| Interrupted::Reader(chain(&error)))?;
         let none_below = match next {
             None => {
                 *stalled = None;
-                self.witness.send_modify(|witness| witness.advance(state.last, state.last_at));
+                self.witness
+                    .send_modify(|witness| witness.advance(state.last, state.last_at));
                 state.last
             }
             Some(message) => {
@@ -322,13 +344,18 @@ impl FreshTail {
             let next = tokio::time::timeout(Duration::from_millis(250), reader.next()).await;
             let Ok(next) = next else { continue };
             let mut messages = vec![self.take(next.map_err(|broken| broken.to_string())?)];
-            while let Some(Ok(delivered)) =
-                (messages.len() < BATCH_MESSAGES).then(|| reader.next_now()).flatten()
+            while let Some(Ok(delivered)) = (messages.len() < BATCH_MESSAGES)
+                .then(|| reader.next_now())
+                .flatten()
             {
                 messages.push(self.take(delivered));
             }
             let source = IntakeSource::FreshTail;
-            let batch = IntakeBatch { source, messages, pending_none_below: None };
+            let batch = IntakeBatch {
+                source,
+                messages,
+                pending_none_below: None,
+            };
             if self.host.deliver(batch).await.is_err() {
                 // The main reader notices it and ends the partition.
                 self.behind.store(0, Ordering::Relaxed);
@@ -346,15 +373,30 @@ impl FreshTail {
 
 /// Never fails: what is no order is handed over as such and becomes a dead letter.
 fn decode(delivered: Delivered, incarnation: Incarnation) -> LogMessage {
-    let Delivered { subject, headers, payload, seq, at, .. } = delivered;
+    let Delivered {
+        subject,
+        headers,
+        payload,
+        seq,
+        at,
+        ..
+    } = delivered;
     let token = subjects::parse_orders(&subject).map_or("", |(_, token)| token);
     let merchant = match MerchantId::new(token) {
         Ok(merchant) => merchant,
         Err(invalid) => {
             let merchant = MerchantId::new(subjects::INVALID_MERCHANT)
                 .expect("the name for invalid merchants is a valid id");
-            let undecodable = Undecodable { merchant, reason: invalid.to_string(), payload };
-            return LogMessage { seq, at, order: Err(Box::new(undecodable)) };
+            let undecodable = Undecodable {
+                merchant,
+                reason: invalid.to_string(),
+                payload,
+            };
+            return LogMessage {
+                seq,
+                at,
+                order: Err(Box::new(undecodable)),
+            };
         }
     };
     let headers = headers.unwrap_or_default();
@@ -365,11 +407,18 @@ fn decode(delivered: Delivered, incarnation: Incarnation) -> LogMessage {
     let order = match order::read_order(pairs, &merchant, seq, at, incarnation) {
         Ok(envelope) => {
             let payload_hash = payload_hash(&payload);
-            Ok(Arc::new(Order { seq, envelope, payload, payload_hash }))
+            Ok(Arc::new(Order {
+                seq,
+                envelope,
+                payload,
+                payload_hash,
+            }))
         }
-        Err(invalid) => {
-            Err(Box::new(Undecodable { merchant, reason: invalid.reason, payload }))
-        }
+        Err(invalid) => Err(Box::new(Undecodable {
+            merchant,
+            reason: invalid.reason,
+            payload,
+        })),
     };
     LogMessage { seq, at, order }
 }

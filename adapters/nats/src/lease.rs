@@ -15,12 +15,12 @@ use expediter_wire::subjects;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::Error;
 use crate::broker::{Broker, NoAck};
 use crate::clock::{boot, wall};
 use crate::instance;
 use crate::ownership::Board;
 use crate::streams::bucket_stream;
-use crate::Error;
 
 /// A node that was not heard for so long is dead.
 pub(crate) const TTL: Duration = Duration::from_secs(3);
@@ -111,7 +111,14 @@ impl Lease {
         };
         let freshness = Arc::new(Freshness::default());
         let (broker, node) = (broker.clone(), node.clone());
-        let mut lease = Self { broker, node, record, board, revision: 0, freshness };
+        let mut lease = Self {
+            broker,
+            node,
+            record,
+            board,
+            revision: 0,
+            freshness,
+        };
         let deadline = Instant::now() + TTL + Duration::from_secs(2);
         loop {
             let holder = match lease.standing().await? {
@@ -131,7 +138,10 @@ impl Lease {
                     }
                 }
                 Some(instance) if Instant::now() >= deadline => {
-                    return Err(Error::NameInUse { name: lease.node, instance });
+                    return Err(Error::NameInUse {
+                        name: lease.node,
+                        instance,
+                    });
                 }
                 Some(_) => {}
             }
@@ -173,7 +183,10 @@ impl Lease {
                     Ok(Standing::Other(_, other)) => {
                         self.freshness.end();
                         let name = self.node.clone();
-                        return Err(Error::NameInUse { name, instance: other.instance });
+                        return Err(Error::NameInUse {
+                            name,
+                            instance: other.instance,
+                        });
                     }
                     Err(_) => Duration::from_millis(250),
                 },
@@ -236,7 +249,10 @@ impl Lease {
 
 fn headers(revision: Seq, extra: &[(&str, &str)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert("Nats-Expected-Last-Subject-Sequence", revision.to_string().as_str());
+    headers.insert(
+        "Nats-Expected-Last-Subject-Sequence",
+        revision.to_string().as_str(),
+    );
     for (name, value) in extra {
         headers.insert(*name, *value);
     }

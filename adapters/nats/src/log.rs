@@ -69,7 +69,11 @@ async fn once(
         ensure(&broker.connection, topology).await?;
     }
     if lost || witness.is_none() {
-        *witness = Some(Witness { created: state.created, seq: 0, at: 0 });
+        *witness = Some(Witness {
+            created: state.created,
+            seq: 0,
+            at: 0,
+        });
     }
     if let Some(witness) = witness
         && state.messages > 0

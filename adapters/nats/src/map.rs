@@ -8,13 +8,19 @@ pub(crate) fn owner<'a>(
     partition: Partition,
     nodes: impl IntoIterator<Item = &'a NodeName>,
 ) -> Option<&'a NodeName> {
-    nodes.into_iter().max_by_key(|node| (weight(partition, node), *node))
+    nodes
+        .into_iter()
+        .max_by_key(|node| (weight(partition, node), *node))
 }
 
 /// FNV-1a over name and partition, mixed: part of what all versions must agree on.
 fn weight(partition: Partition, node: &NodeName) -> u64 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let bytes = node.as_str().bytes().chain([0]).chain(partition.0.to_be_bytes());
+    let bytes = node
+        .as_str()
+        .bytes()
+        .chain([0])
+        .chain(partition.0.to_be_bytes());
     for byte in bytes {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
@@ -28,7 +34,9 @@ mod tests {
     use super::*;
 
     fn names(count: usize) -> Vec<NodeName> {
-        (0..count).map(|n| NodeName::new(&format!("node-{n}")).unwrap()).collect()
+        (0..count)
+            .map(|n| NodeName::new(&format!("node-{n}")).unwrap())
+            .collect()
     }
 
     #[test]

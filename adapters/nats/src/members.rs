@@ -38,7 +38,11 @@ pub(crate) struct Members {
 
 impl Members {
     fn none() -> Self {
-        Self { synced: false, live: BTreeMap::new(), changed: Instant::now() }
+        Self {
+            synced: false,
+            live: BTreeMap::new(),
+            changed: Instant::now(),
+        }
     }
 
     /// The node that should work on a partition.
@@ -56,7 +60,11 @@ pub(crate) async fn watch_members(
     members: watch::Sender<Arc<Members>>,
 ) {
     let (changes, mut incoming) = tokio::sync::mpsc::unbounded_channel();
-    let what = Follow { bucket: subjects::NODES, keys: "n.*", always_whole: true };
+    let what = Follow {
+        bucket: subjects::NODES,
+        keys: "n.*",
+        always_whole: true,
+    };
     let following = follow(&broker, what, Forward(changes));
     let judging = async {
         let mut judge = Judge::new(own, freshness);
@@ -115,17 +123,32 @@ struct Judge {
 impl Judge {
     fn new(own: NodeName, freshness: Arc<Freshness>) -> Self {
         let members = Members::none();
-        Self { own, freshness, members, suspects: BTreeMap::new(), last_expiry: None, dirty: false }
+        Self {
+            own,
+            freshness,
+            members,
+            suspects: BTreeMap::new(),
+            last_expiry: None,
+            dirty: false,
+        }
     }
 
     fn change(&mut self, change: Change, now: Instant) {
-        let name = change.key.strip_prefix("n.").and_then(|name| NodeName::new(name).ok());
+        let name = change
+            .key
+            .strip_prefix("n.")
+            .and_then(|name| NodeName::new(name).ok());
         let Some(name) = name else { return };
         match change.op {
             Op::Put(payload) => {
-                let Ok(record) = decode_node(&payload) else { return };
+                let Ok(record) = decode_node(&payload) else {
+                    return;
+                };
                 self.suspects.remove(&name);
-                let member = Member { instance: record.instance, leaving: record.leaving };
+                let member = Member {
+                    instance: record.instance,
+                    leaving: record.leaving,
+                };
                 if self.members.live.get(&name) != Some(&member) {
                     self.members.live.insert(name, member);
                     self.changed(now);
@@ -141,9 +164,10 @@ impl Judge {
         if name == self.own || !self.members.live.contains_key(&name) {
             return;
         }
-        let together = self.last_expiry.take().filter(|(at, other)| {
-            now.duration_since(*at) < TOGETHER && *other != name
-        });
+        let together = self
+            .last_expiry
+            .take()
+            .filter(|(at, other)| now.duration_since(*at) < TOGETHER && *other != name);
         let outage = together.is_some() || self.freshness.age() > LATE;
         self.last_expiry = Some((now, name.clone()));
         if outage {
@@ -175,8 +199,12 @@ impl Judge {
     }
 
     fn end_suspects(&mut self, now: Instant) {
-        let ended: Vec<_> =
-            self.suspects.iter().filter(|(_, end)| **end <= now).map(|(n, _)| n.clone()).collect();
+        let ended: Vec<_> = self
+            .suspects
+            .iter()
+            .filter(|(_, end)| **end <= now)
+            .map(|(n, _)| n.clone())
+            .collect();
         for name in ended {
             // While our own renewals fail nobody can be judged.
             if self.freshness.age() > LATE {

@@ -80,7 +80,9 @@ pub struct Node {
 
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Node").field("status", &self.status()).finish_non_exhaustive()
+        f.debug_struct("Node")
+            .field("status", &self.status())
+            .finish_non_exhaustive()
     }
 }
 
@@ -101,8 +103,10 @@ impl NodeStatus {
     /// Everything that this node is to do, it does.
     #[must_use]
     pub fn ready(&self) -> bool {
-        let running =
-            self.partitions.iter().all(|(_, phase)| *phase == PartitionPhase::Running);
+        let running = self
+            .partitions
+            .iter()
+            .all(|(_, phase)| *phase == PartitionPhase::Running);
         self.connected && self.registry_loaded && self.lease_fresh && running
     }
 }
@@ -201,8 +205,16 @@ impl Node {
         spawn(&mut tasks, "registry", following);
         let decisions = directory::follow_decisions(broker.clone(), registry);
         spawn(&mut tasks, "decisions", decisions);
-        spawn(&mut tasks, "log", log::look(broker, topology, events.clone(), view_in));
-        spawn(&mut tasks, "connections", report(connection.clone(), intake.clone(), events));
+        spawn(
+            &mut tasks,
+            "log",
+            log::look(broker, topology, events.clone(), view_in),
+        );
+        spawn(
+            &mut tasks,
+            "connections",
+            report(connection.clone(), intake.clone(), events),
+        );
         let owning_board = board.clone();
         spawn(&mut tasks, "ownership", async move {
             own(Arc::new(environment), owning_board, courses).await;
@@ -276,7 +288,11 @@ impl Node {
     /// stop; the process should end.
     pub async fn failed(&self) -> Error {
         let mut failure = self.failure.clone();
-        match failure.wait_for(Option::is_some).await.map(|failure| failure.clone()) {
+        match failure
+            .wait_for(Option::is_some)
+            .await
+            .map(|failure| failure.clone())
+        {
             Ok(Some(Failure { name, instance })) => Error::NameInUse { name, instance },
             // The node has left.
             Ok(None) | Err(_) => std::future::pending().await,

@@ -21,13 +21,19 @@ pub(crate) struct Board(Mutex<BTreeMap<Partition, Arc<Phase>>>);
 impl Board {
     pub(crate) fn phases(&self) -> Vec<(Partition, PartitionPhase)> {
         let board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        board.iter().map(|(partition, phase)| (*partition, phase.get())).collect()
+        board
+            .iter()
+            .map(|(partition, phase)| (*partition, phase.get()))
+            .collect()
     }
 
     /// Those that a claim is held on.
     pub(crate) fn claimed(&self) -> Vec<Partition> {
         let phases = self.phases().into_iter();
-        phases.filter(|(_, phase)| *phase != PartitionPhase::Waiting).map(|(p, _)| p).collect()
+        phases
+            .filter(|(_, phase)| *phase != PartitionPhase::Waiting)
+            .map(|(p, _)| p)
+            .collect()
     }
 
     fn set(&self, partition: Partition, phase: Option<Arc<Phase>>) {
@@ -65,7 +71,11 @@ pub(crate) async fn own(
         };
         for (partition, command) in &commands {
             if !wanted.contains(partition) {
-                let end = if now == Course::Abandon { Command::Abandon } else { Command::HandOver };
+                let end = if now == Course::Abandon {
+                    Command::Abandon
+                } else {
+                    Command::HandOver
+                };
                 command.send_if_modified(|command| {
                     // Never back to work: the task ends first.
                     let ends = *command != end && *command != Command::Abandon;
@@ -139,7 +149,8 @@ fn wanted(members: &Members, node: &NodeName, partitions: u16) -> Vec<Partition>
         return Vec::new();
     }
     let all = (0..partitions).map(Partition);
-    all.filter(|partition| members.owner(*partition) == Some(node)).collect()
+    all.filter(|partition| members.owner(*partition) == Some(node))
+        .collect()
 }
 
 struct AbortOnDrop(tokio::task::JoinHandle<()>);

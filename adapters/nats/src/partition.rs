@@ -67,7 +67,12 @@ pub enum PartitionPhase {
 }
 
 impl PartitionPhase {
-    const ALL: [Self; 4] = [Self::Waiting, Self::Recovering, Self::Running, Self::HandingOver];
+    const ALL: [Self; 4] = [
+        Self::Waiting,
+        Self::Recovering,
+        Self::Running,
+        Self::HandingOver,
+    ];
 
     /// For logs and status pages.
     #[must_use]
@@ -100,7 +105,10 @@ enum Ended {
     /// By command; nothing is left to do.
     Done,
     /// To be claimed again, after a pause for what will not mend at once.
-    Again { remembered: Option<Remembered>, pause: bool },
+    Again {
+        remembered: Option<Remembered>,
+        pause: bool,
+    },
 }
 
 /// Works until commanded otherwise.
@@ -122,7 +130,10 @@ pub(crate) async fn work(
         }
         let meta = environment.host.meta(partition).await;
         let given_up = || *command.borrow() != Command::Work;
-        let claimed = environment.claimant.claim(partition, meta, remembered, given_up).await;
+        let claimed = environment
+            .claimant
+            .claim(partition, meta, remembered, given_up)
+            .await;
         let ended = match claimed {
             Ok(None) => return,
             Ok(Some(claimed)) => epoch(&environment, claimed, &mut command, &phase).await,
@@ -130,7 +141,10 @@ pub(crate) async fn work(
         };
         let pause = match ended {
             Ok(Ended::Done) => return,
-            Ok(Ended::Again { remembered: known, pause }) => {
+            Ok(Ended::Again {
+                remembered: known,
+                pause,
+            }) => {
                 remembered = known.or(remembered);
                 pause
             }
@@ -199,8 +213,11 @@ async fn epoch(
     let shared = environment.shared.clone();
     let Fence { log, fenced: fence } =
         FencedLog::new(shared, partition, stamp, former, witnessed.clone());
-    let start =
-        StartPartition { partition, recovered, log: Arc::new(Fenced(log.clone())) };
+    let start = StartPartition {
+        partition,
+        recovered,
+        log: Arc::new(Fenced(log.clone())),
+    };
     let Opened { intake, read_after } = match environment.host.start(start).await {
         Ok(opened) => opened,
         Err(reason) => {
@@ -251,7 +268,11 @@ async fn epoch(
             log.end();
             if let End::LogLost { state, .. } = &end {
                 let (first, last, created) = (state.first, state.last, state.created);
-                intake.log_lost(LogState { first, last, created });
+                intake.log_lost(LogState {
+                    first,
+                    last,
+                    created,
+                });
             }
             environment.host.stop(partition, Stop::Fenced).await;
             Ok(after(environment, &claimed, end, remembered))
@@ -270,7 +291,11 @@ async fn run(
     command: &mut watch::Receiver<Command>,
 ) -> Running {
     let fenced = async {
-        match fence.wait_for(Option::is_some).await.map(|current| *current) {
+        match fence
+            .wait_for(Option::is_some)
+            .await
+            .map(|current| *current)
+        {
             Ok(Some(current)) => current,
             // The writer lives as long as this epoch.
             Ok(None) | Err(_) => std::future::pending().await,
@@ -298,11 +323,17 @@ fn after(
             let last = state.last;
             tracing::error!(%partition, cut, last, "the log is not the one that was read");
             environment.shared.events.incarnation(partition);
-            Ended::Again { remembered, pause: false }
+            Ended::Again {
+                remembered,
+                pause: false,
+            }
         }
         End::Closed => {
             tracing::warn!(%partition, "the partition's host takes no more: opening it again");
-            Ended::Again { remembered, pause: true }
+            Ended::Again {
+                remembered,
+                pause: true,
+            }
         }
     }
 }
@@ -320,7 +351,10 @@ fn fenced(
     } else {
         tracing::error!(%partition, token, current, "OUTCOMES has lost the claim: claiming again");
     }
-    Ended::Again { remembered, pause: false }
+    Ended::Again {
+        remembered,
+        pause: false,
+    }
 }
 
 async fn give_back(
@@ -334,7 +368,10 @@ async fn give_back(
     }
     let partition = claimed.partition;
     let incarnation = claimed.claim.incarnation;
-    let stamp = expediter_types::Stamp { token: claimed.token, incarnation };
+    let stamp = expediter_types::Stamp {
+        token: claimed.token,
+        incarnation,
+    };
     let broker = &environment.claimant.broker;
     let releasing = release(broker, &claimed.claim, partition, stamp, stopped);
     match tokio::time::timeout(GRACE, releasing).await {
@@ -355,7 +392,11 @@ fn side_tasks(environment: &Environment, claimed: &Claimed) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let client = environment.claimant.broker.connection.client().clone();
     tasks.spawn(serve(client, partition, environment.control.clone()));
-    let (shared, token, keep) = (environment.shared.clone(), claimed.token, environment.retention);
+    let (shared, token, keep) = (
+        environment.shared.clone(),
+        claimed.token,
+        environment.retention,
+    );
     tasks.spawn(async move { clean(&shared, partition, token, keep).await });
     if partition == Partition(0) {
         let (shared, count) = (environment.shared.clone(), environment.partitions);

@@ -7,10 +7,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::pull::{self, MessagesErrorKind};
 use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy};
 use async_nats::jetstream::message::Message;
-use async_nats::HeaderMap;
 use bytes::Bytes;
 use expediter_types::{Seq, UnixMillis};
 use futures::{FutureExt, StreamExt};
@@ -50,8 +50,6 @@ pub(crate) enum From {
     Newest,
     /// The first message at or after this time.
     Time(UnixMillis),
-    /// What is stored from now on.
-    Now,
 }
 
 /// A message as it was delivered.
@@ -70,7 +68,10 @@ pub(crate) struct Delivered {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Broken {
     /// The consumer's own numbering jumped: messages were lost on the way.
-    Gap { expected: u64, got: u64 },
+    Gap {
+        expected: u64,
+        got: u64,
+    },
     MissedHeartbeat,
     ConsumerDeleted,
     Pull(String),
@@ -109,7 +110,9 @@ pub(crate) struct Reader {
 
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reader").field("taken", &self.taken).finish_non_exhaustive()
+        f.debug_struct("Reader")
+            .field("taken", &self.taken)
+            .finish_non_exhaustive()
     }
 }
 
@@ -122,11 +125,10 @@ impl Reader {
             many => (String::new(), many.to_vec()),
         };
         let deliver_policy = match options.from {
-            From::Seq(start_sequence) => {
-                DeliverPolicy::ByStartSequence { start_sequence: start_sequence.max(1) }
-            }
+            From::Seq(start_sequence) => DeliverPolicy::ByStartSequence {
+                start_sequence: start_sequence.max(1),
+            },
             From::Newest => DeliverPolicy::LastPerSubject,
-            From::Now => DeliverPolicy::New,
             From::Time(at) => DeliverPolicy::ByStartTime {
                 start_time: async_nats::datetime::from_nanos(i128::from(at) * 1_000_000)
                     .map_err(Error::broker("a time out of range"))?,
@@ -190,7 +192,10 @@ impl Reader {
     async fn audit(&mut self) -> Result<(), Broken> {
         self.audited = Instant::now();
         if self.taken < self.promised {
-            return Err(Broken::Gap { expected: self.taken + 1, got: self.promised + 1 });
+            return Err(Broken::Gap {
+                expected: self.taken + 1,
+                got: self.promised + 1,
+            });
         }
         let info = self.consumer.get_info().await;
         let info = info.map_err(|error| Broken::Other(crate::error::chain(&error)))?;
@@ -213,20 +218,42 @@ impl Reader {
             Some(Ok(message)) => message,
             Some(Err(error)) => return Err(broken(&error)),
         };
-        let info = message.info().map_err(|error| Broken::Other(error.to_string()))?;
+        let info = message
+            .info()
+            .map_err(|error| Broken::Other(error.to_string()))?;
         let expected = self.taken + 1;
         if info.consumer_sequence != expected {
-            return Err(Broken::Gap { expected, got: info.consumer_sequence });
+            return Err(Broken::Gap {
+                expected,
+                got: info.consumer_sequence,
+            });
         }
         self.taken = expected;
         let (seq, at, pending) = (info.stream_sequence, millis(info.published), info.pending);
-        let async_nats::Message { subject, headers, payload, .. } = message.message;
-        Ok(Delivered { subject, headers, payload, seq, at, pending })
+        let async_nats::Message {
+            subject,
+            headers,
+            payload,
+            ..
+        } = message.message;
+        Ok(Delivered {
+            subject,
+            headers,
+            payload,
+            seq,
+            at,
+            pending,
+        })
     }
 
     /// Tells the server that the consumer is not needed; an unheard one ends by itself.
     pub(crate) async fn close(self) {
-        let Self { consumer, messages, broker, .. } = self;
+        let Self {
+            consumer,
+            messages,
+            broker,
+            ..
+        } = self;
         drop(messages);
         if !broker.connection.connected() {
             return;

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use expediter_core::recovery::{
-    Entry, EntryBody, Finished, Incomplete, Recovered, Recovery,
-};
+use expediter_core::recovery::{Entry, EntryBody, Finished, Incomplete, Recovered, Recovery};
 use expediter_core::{repeats, store::PartitionMeta};
 use expediter_types::{
     AttemptMark, Claim, ClaimState, DeadReason, OutcomeKind, Partition, Seq, Stamp,
@@ -37,7 +35,10 @@ impl Claimed {
     fn replaced_epoch(&self) -> Seq {
         match &self.replaced {
             None => 0,
-            Some(Claim { state: ClaimState::Released { epoch, .. }, .. }) => *epoch,
+            Some(Claim {
+                state: ClaimState::Released { epoch, .. },
+                ..
+            }) => *epoch,
             Some(_) => self.claim.replaces,
         }
     }
@@ -101,7 +102,13 @@ async fn once(
         Some(mark) if !whole => mark.repeats_from.min(mark.covers + 1).max(1),
         _ => 1,
     };
-    let Claimed { partition, token, claim, replaced, .. } = claimed.clone();
+    let Claimed {
+        partition,
+        token,
+        claim,
+        replaced,
+        ..
+    } = claimed.clone();
     let mut recovery = Recovery::new(token, claim, replaced, from);
     for (seq, stamp, mark) in newest.attempts {
         recovery.newest_attempts(seq, stamp, mark);
@@ -120,7 +127,9 @@ async fn once(
         }
     }
     reader.close().await;
-    Ok(recovery.complete().map(|recovered| believe_the_store(recovered, claimed)))
+    Ok(recovery
+        .complete()
+        .map(|recovered| believe_the_store(recovered, claimed)))
 }
 
 /// Claims only grow: a store of a later epoch than the one replaced outlived the OUTCOMES it was
@@ -188,7 +197,10 @@ async fn next(reader: &mut Reader, partition: Partition, token: Seq) -> Result<D
         .map_err(|broken| Error::plain(broken.to_string()))?;
     let claim = message.subject.as_str() == subjects::claim(partition);
     if claim && message.seq > token {
-        return Err(Error::Fenced { partition, current: message.seq });
+        return Err(Error::Fenced {
+            partition,
+            current: message.seq,
+        });
     }
     Ok(message)
 }
@@ -218,7 +230,14 @@ fn body(message: &Delivered, marks: &mut MarkReader) -> Result<Option<EntryBody>
 }
 
 fn finished(from: WireFinished) -> Finished {
-    let WireFinished { seq, merchant, id, generation, payload_hash, kind } = from;
+    let WireFinished {
+        seq,
+        merchant,
+        id,
+        generation,
+        payload_hash,
+        kind,
+    } = from;
     // These close a sequence; the order with that id is another one.
     let closes_only = matches!(
         kind,
@@ -226,7 +245,11 @@ fn finished(from: WireFinished) -> Finished {
     );
     let repeat =
         (!closes_only).then(|| repeats::entry(&merchant, &id, generation, payload_hash, seq));
-    Finished { seq, merchant, repeat }
+    Finished {
+        seq,
+        merchant,
+        repeat,
+    }
 }
 
 fn decode(message: &Delivered) -> Result<Option<WireEntry>, Error> {

@@ -49,7 +49,9 @@ impl Registry {
     /// Over that connection.
     #[must_use]
     pub fn new(connection: &Connection) -> Self {
-        Self { broker: Broker::new(connection) }
+        Self {
+            broker: Broker::new(connection),
+        }
     }
 
     /// All merchants, by id.
@@ -58,7 +60,9 @@ impl Registry {
     /// No bucket, no broker, an entry that only a newer version can read.
     pub async fn list(&self) -> Result<Vec<RegistryEntry>, Error> {
         let messages = self.read(">", From::Newest).await?;
-        let changes = messages.into_iter().filter_map(|message| change(&message).transpose());
+        let changes = messages
+            .into_iter()
+            .filter_map(|message| change(&message).transpose());
         let mut entries = Vec::new();
         for change in changes {
             entries.extend(entry(change?));
@@ -95,7 +99,9 @@ impl Registry {
         headers.insert("KV-Operation", "DEL");
         headers.insert(ACTOR, one_line(actor).as_str());
         headers.insert(AT, Rfc3339(wall()).to_string().as_str());
-        self.write(id, headers, Bytes::new(), expected).await.map(drop)
+        self.write(id, headers, Bytes::new(), expected)
+            .await
+            .map(drop)
     }
 
     /// The newest changes of a merchant, oldest first; the bucket keeps 16.
@@ -104,8 +110,12 @@ impl Registry {
     /// As [`Registry::list`].
     pub async fn history(&self, id: &MerchantId) -> Result<Vec<RegistryChange>, Error> {
         let messages = self.read(id.as_str(), From::Seq(1)).await?;
-        let changes = messages.iter().filter_map(|message| change(message).transpose());
-        changes.map(|change| change.map(|(_, change)| change)).collect()
+        let changes = messages
+            .iter()
+            .filter_map(|message| change(message).transpose());
+        changes
+            .map(|change| change.map(|(_, change)| change))
+            .collect()
     }
 
     /// Lets a quarantined merchant go on, on whichever node it is.
@@ -121,8 +131,14 @@ impl Registry {
         };
         let subject = format!("$KV.{}.{}", subjects::CONTROL, control::decision_key(id));
         let value = control::encode_decision(&decision);
-        let taken = self.broker.publish(subject.clone(), HeaderMap::new(), value).await;
-        let failed = |error: NoAck| Error::Publish { subject, reason: error.to_string() };
+        let taken = self
+            .broker
+            .publish(subject.clone(), HeaderMap::new(), value)
+            .await;
+        let failed = |error: NoAck| Error::Publish {
+            subject,
+            reason: error.to_string(),
+        };
         taken.map(drop).map_err(failed)
     }
 
@@ -139,7 +155,11 @@ impl Registry {
             let mut headers = headers.clone();
             let number = replaces.to_string();
             headers.insert("Nats-Expected-Last-Subject-Sequence", number.as_str());
-            let error = match self.broker.publish(subject.clone(), headers, value.clone()).await {
+            let error = match self
+                .broker
+                .publish(subject.clone(), headers, value.clone())
+                .await
+            {
                 Ok(ack) => return Ok(ack.seq),
                 Err(error) => error,
             };
@@ -160,15 +180,28 @@ impl Registry {
                 None if expected == 0 => replaces = 0,
                 Some((_, change)) if revision != expected => {
                     let (actor, at) = (change.actor, change.at);
-                    return Err(Error::Conflict { merchant: id.clone(), actor, at, revision });
+                    return Err(Error::Conflict {
+                        merchant: id.clone(),
+                        actor,
+                        at,
+                        revision,
+                    });
                 }
                 None => {
                     let actor = "nobody known; it is gone".to_owned();
-                    return Err(Error::Conflict { merchant: id.clone(), actor, at: 0, revision });
+                    return Err(Error::Conflict {
+                        merchant: id.clone(),
+                        actor,
+                        at: 0,
+                        revision,
+                    });
                 }
                 Some(_) => {
                     if let NoAck::Refused { .. } = error {
-                        return Err(Error::Publish { subject, reason: error.to_string() });
+                        return Err(Error::Publish {
+                            subject,
+                            reason: error.to_string(),
+                        });
                     }
                 }
             }
@@ -220,15 +253,34 @@ pub(crate) fn subject(id: &MerchantId) -> String {
 }
 
 fn entry((value, change): (Bytes, RegistryChange)) -> Option<RegistryEntry> {
-    let RegistryChange { merchant, revision, actor, at, rolled_back_from } = change;
+    let RegistryChange {
+        merchant,
+        revision,
+        actor,
+        at,
+        rolled_back_from,
+    } = change;
     drop(value);
-    let registration = Registration { merchant: merchant?, actor, at, rolled_back_from };
-    Some(RegistryEntry { registration, revision })
+    let registration = Registration {
+        merchant: merchant?,
+        actor,
+        at,
+        rolled_back_from,
+    };
+    Some(RegistryEntry {
+        registration,
+        revision,
+    })
 }
 
 /// `None` for keys that are no merchants.
 fn change(message: &Delivered) -> Result<Option<(Bytes, RegistryChange)>, Error> {
-    let key = message.subject.as_str().rsplit('.').next().unwrap_or_default();
+    let key = message
+        .subject
+        .as_str()
+        .rsplit('.')
+        .next()
+        .unwrap_or_default();
     if MerchantId::new(key).is_err() {
         return Ok(None);
     }
@@ -242,14 +294,27 @@ fn change(message: &Delivered) -> Result<Option<(Bytes, RegistryChange)>, Error>
             merchant: None,
             revision,
             actor: header(ACTOR).unwrap_or_else(|| "unknown".to_owned()),
-            at: header(AT).and_then(|text| parse_rfc3339(&text).ok()).unwrap_or(message.at),
+            at: header(AT)
+                .and_then(|text| parse_rfc3339(&text).ok())
+                .unwrap_or(message.at),
             rolled_back_from: None,
         }
     } else {
         let value = decode_registration(&message.payload);
         let value = value.map_err(Error::format(format!("merchant {key}")))?;
-        let Registration { merchant, actor, at, rolled_back_from } = value;
-        RegistryChange { merchant: Some(merchant), revision, actor, at, rolled_back_from }
+        let Registration {
+            merchant,
+            actor,
+            at,
+            rolled_back_from,
+        } = value;
+        RegistryChange {
+            merchant: Some(merchant),
+            revision,
+            actor,
+            at,
+            rolled_back_from,
+        }
     };
     Ok(Some((message.payload.clone(), change)))
 }

@@ -31,7 +31,12 @@ pub struct Topology {
 
 impl Default for Topology {
     fn default() -> Self {
-        Self { partitions: None, replicas: 1, orders_max_bytes: 0, outcomes_max_bytes: 0 }
+        Self {
+            partitions: None,
+            replicas: 1,
+            orders_max_bytes: 0,
+            outcomes_max_bytes: 0,
+        }
     }
 }
 
@@ -42,12 +47,18 @@ impl Default for Topology {
 pub async fn ensure(connection: &Connection, topology: &Topology) -> Result<u16, Error> {
     let info = connection.client().server_info();
     if !new_enough(&info.version) {
-        return Err(Error::ServerTooOld { found: info.version });
+        return Err(Error::ServerTooOld {
+            found: info.version,
+        });
     }
     let broker = Broker::new(connection);
     let existing = broker.info(subjects::ORDERS).await?;
     let existing = existing.and_then(|info| partitions_of(&info.config));
-    let count = topology.partitions.or(existing).unwrap_or(16).clamp(1, 1_024);
+    let count = topology
+        .partitions
+        .or(existing)
+        .unwrap_or(16)
+        .clamp(1, 1_024);
     let limit = storage_limit(&broker).await?;
     let largest = i32::try_from(info.max_payload.saturating_sub(ENVELOPE_ROOM)).unwrap_or(i32::MAX);
     let wanted = [
@@ -80,7 +91,9 @@ pub async fn ensure(connection: &Connection, topology: &Topology) -> Result<u16,
 pub async fn partitions(connection: &Connection) -> Result<u16, Error> {
     let info = Broker::new(connection).info(subjects::ORDERS).await?;
     info.and_then(|info| partitions_of(&info.config))
-        .ok_or_else(|| Error::NoStream { stream: subjects::ORDERS.to_owned() })
+        .ok_or_else(|| Error::NoStream {
+            stream: subjects::ORDERS.to_owned(),
+        })
 }
 
 struct Wanted {
@@ -92,7 +105,11 @@ struct Wanted {
 
 impl Wanted {
     fn bucket(config: Config) -> Self {
-        Self { config, fixed_bytes: 0, chosen_bytes: -1 }
+        Self {
+            config,
+            fixed_bytes: 0,
+            chosen_bytes: -1,
+        }
     }
 
     async fn ensure(self, broker: &Broker) -> Result<(), Error> {
@@ -101,19 +118,33 @@ impl Wanted {
             self.create(broker).await?;
         }
         let found = broker.info(&name).await?;
-        let found = found.ok_or_else(|| Error::NoStream { stream: name.clone() })?.config;
+        let found = found
+            .ok_or_else(|| Error::NoStream {
+                stream: name.clone(),
+            })?
+            .config;
         let differences = self.differences(&found);
         if differences.is_empty() {
             return Ok(());
         }
-        Err(Error::StreamDiffers { stream: name, differences })
+        Err(Error::StreamDiffers {
+            stream: name,
+            differences,
+        })
     }
 
     async fn create(&self, broker: &Broker) -> Result<(), Error> {
         let fixed = i64::try_from(self.fixed_bytes).unwrap_or(i64::MAX);
-        let mut max_bytes = if self.fixed_bytes > 0 { fixed } else { self.chosen_bytes };
+        let mut max_bytes = if self.fixed_bytes > 0 {
+            fixed
+        } else {
+            self.chosen_bytes
+        };
         loop {
-            let config = Config { max_bytes, ..self.config.clone() };
+            let config = Config {
+                max_bytes,
+                ..self.config.clone()
+            };
             let error = match broker.context.create_stream(config).await {
                 Ok(_) => {
                     tracing::info!(stream = self.config.name, max_bytes, "created");
@@ -139,14 +170,22 @@ impl Wanted {
     fn differences(&self, found: &Config) -> Vec<Difference> {
         let want = &self.config;
         let mut list = List(Vec::new());
-        list.check("subjects", &sorted(&want.subjects), &sorted(&found.subjects));
+        list.check(
+            "subjects",
+            &sorted(&want.subjects),
+            &sorted(&found.subjects),
+        );
         list.check("subject_transform", &transform(want), &transform(found));
         list.check("retention", &want.retention, &found.retention);
         list.check("storage", &want.storage, &found.storage);
         list.check("discard", &want.discard, &found.discard);
         list.check("num_replicas", &want.num_replicas, &found.num_replicas);
         list.check("max_age", &want.max_age, &found.max_age);
-        list.check("max_msgs", &limit(want.max_messages), &limit(found.max_messages));
+        list.check(
+            "max_msgs",
+            &limit(want.max_messages),
+            &limit(found.max_messages),
+        );
         list.check(
             "max_msgs_per_subject",
             &limit(want.max_messages_per_subject),
@@ -158,11 +197,19 @@ impl Wanted {
             &found.discard_new_per_subject,
         );
         list.check("max_consumers", &want.max_consumers, &found.max_consumers);
-        list.check("duplicate_window", &want.duplicate_window, &found.duplicate_window);
+        list.check(
+            "duplicate_window",
+            &want.duplicate_window,
+            &found.duplicate_window,
+        );
         list.check("deny_delete", &want.deny_delete, &found.deny_delete);
         list.check("deny_purge", &want.deny_purge, &found.deny_purge);
         list.check("allow_rollup_hdrs", &want.allow_rollup, &found.allow_rollup);
-        list.check("allow_msg_ttl", &want.allow_message_ttl, &found.allow_message_ttl);
+        list.check(
+            "allow_msg_ttl",
+            &want.allow_message_ttl,
+            &found.allow_message_ttl,
+        );
         list.check(
             "subject_delete_marker_ttl",
             &want.subject_delete_marker_ttl,
@@ -171,7 +218,10 @@ impl Wanted {
         list.check("no_ack", &want.no_ack, &found.no_ack);
         list.check("sealed", &want.sealed, &found.sealed);
         list.check("mirror", &false, &found.mirror.is_some());
-        let sourced = found.sources.as_ref().is_some_and(|sources| !sources.is_empty());
+        let sourced = found
+            .sources
+            .as_ref()
+            .is_some_and(|sources| !sources.is_empty());
         list.check("sources", &false, &sourced);
         // Acknowledged before it is written: never for orders.
         let lazy = found.persist_mode == Some(PersistenceMode::Async);
@@ -196,10 +246,19 @@ impl Wanted {
 struct List(Vec<Difference>);
 
 impl List {
-    fn check<T: PartialEq + std::fmt::Debug>(&mut self, setting: &'static str, want: &T, found: &T) {
+    fn check<T: PartialEq + std::fmt::Debug>(
+        &mut self,
+        setting: &'static str,
+        want: &T,
+        found: &T,
+    ) {
         if want != found {
             let (wanted, found) = (format!("{want:?}"), format!("{found:?}"));
-            self.0.push(Difference { setting, wanted, found });
+            self.0.push(Difference {
+                setting,
+                wanted,
+                found,
+            });
         }
     }
 }
@@ -207,7 +266,10 @@ impl List {
 fn base(topology: &Topology, name: &str, subjects: &[&str]) -> Config {
     Config {
         name: name.to_owned(),
-        subjects: subjects.iter().map(|subject| (*subject).to_owned()).collect(),
+        subjects: subjects
+            .iter()
+            .map(|subject| (*subject).to_owned())
+            .collect(),
         retention: RetentionPolicy::Limits,
         storage: StorageType::File,
         discard: DiscardPolicy::New,
@@ -259,10 +321,19 @@ pub(crate) fn bucket_stream(bucket: &str) -> String {
 
 async fn storage_limit(broker: &Broker) -> Result<Option<i64>, Error> {
     let account = broker.context.query_account().await;
-    let account = account
-        .map_err(Error::broker("asking for the account's limits: is JetStream enabled?"))?;
-    let tiered = account.tiers.values().filter_map(|tier| tier.limits.max_storage).min();
-    Ok(account.limits.max_storage.or(tiered).filter(|limit| *limit > 0))
+    let account = account.map_err(Error::broker(
+        "asking for the account's limits: is JetStream enabled?",
+    ))?;
+    let tiered = account
+        .tiers
+        .values()
+        .filter_map(|tier| tier.limits.max_storage)
+        .min();
+    Ok(account
+        .limits
+        .max_storage
+        .or(tiered)
+        .filter(|limit| *limit > 0))
 }
 
 fn choose(limit: Option<i64>, share: i64, without: i64) -> i64 {
@@ -276,7 +347,9 @@ fn partitions_of(config: &Config) -> Option<u16> {
 }
 
 fn new_enough(version: &str) -> bool {
-    let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut numbers = version
+        .split(['.', '-'])
+        .map(|part| part.parse::<u32>().unwrap_or(0));
     let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     (major, minor) >= (2, 14)
 }
@@ -309,7 +382,10 @@ mod tests {
         for old in ["2.13.9", "2.9.10", "", "x"] {
             assert!(!new_enough(old), "{old}");
         }
-        assert_eq!(partitions_of(&orders(&Topology::default(), 64, 1)), Some(64));
+        assert_eq!(
+            partitions_of(&orders(&Topology::default(), 64, 1)),
+            Some(64)
+        );
         assert_eq!(partitions_of(&Config::default()), None);
     }
 }

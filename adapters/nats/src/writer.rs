@@ -48,7 +48,10 @@ pub(crate) struct Pace {
 
 impl Pace {
     pub(crate) fn per_second(count: u32) -> Self {
-        Self { interval: Duration::from_secs(1) / count, next: Mutex::new(None) }
+        Self {
+            interval: Duration::from_secs(1) / count,
+            next: Mutex::new(None),
+        }
     }
 
     pub(crate) async fn wait(&self) {
@@ -78,8 +81,13 @@ pub(crate) struct FencedLog {
 
 impl fmt::Debug for FencedLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { partition, stamp, .. } = self;
-        f.debug_struct("FencedLog").field("partition", partition).field("stamp", stamp).finish()
+        let Self {
+            partition, stamp, ..
+        } = self;
+        f.debug_struct("FencedLog")
+            .field("partition", partition)
+            .field("stamp", stamp)
+            .finish()
     }
 }
 
@@ -99,8 +107,19 @@ impl FencedLog {
     ) -> Fence {
         let (sender, fenced) = watch::channel(None);
         let over = AtomicBool::new(false);
-        let log = Self { shared, partition, stamp, former, witness, fenced: sender, over };
-        Fence { log: Arc::new(log), fenced }
+        let log = Self {
+            shared,
+            partition,
+            stamp,
+            former,
+            witness,
+            fenced: sender,
+            over,
+        };
+        Fence {
+            log: Arc::new(log),
+            fenced,
+        }
     }
 
     /// No request may leave in this epoch any more.
@@ -137,27 +156,43 @@ impl FencedLog {
             .map_err(|error| PublishFailure::Refused(chain(&error)))?;
         let mut last = 0;
         for message in messages {
-            let records::Message { subject, part, payload } = message;
+            let records::Message {
+                subject,
+                part,
+                payload,
+            } = message;
             let id = subjects::record_msg_id(self.partition, self.stamp.token, number, part);
             last = self.send(subject, &id, payload).await?;
         }
         Ok(last)
     }
 
-    async fn purge_merchant(&self, merchant: &MerchantId, below: Seq) -> Result<(), PublishFailure> {
+    async fn purge_merchant(
+        &self,
+        merchant: &MerchantId,
+        below: Seq,
+    ) -> Result<(), PublishFailure> {
         self.shared.purges.wait().await;
         let undecided = |error: Error| PublishFailure::Undecided(chain(&error));
         let witness = *self.witness.borrow();
-        match check(&self.shared.broker, &witness).await.map_err(undecided)? {
+        match check(&self.shared.broker, &witness)
+            .await
+            .map_err(undecided)?
+        {
             Identity::Same => {}
             Identity::Lost { .. } => {
-                return Err(PublishFailure::Undecided("the log is not the same any more".into()));
+                return Err(PublishFailure::Undecided(
+                    "the log is not the same any more".into(),
+                ));
             }
         }
         // What proves the log's identity stays.
         let below = below.min(witness.seq);
         let filter = subjects::orders(self.partition, merchant);
-        let purge = self.shared.broker.purge(subjects::ORDERS, Some(&filter), below);
+        let purge = self
+            .shared
+            .broker
+            .purge(subjects::ORDERS, Some(&filter), below);
         let purged = purge.await.map_err(undecided)?;
         self.shared.events.purged(purged);
         Ok(())
@@ -169,7 +204,10 @@ impl FencedLog {
         let count = orders.len();
         let mut merchants: BTreeMap<MerchantId, Vec<Arc<Order>>> = BTreeMap::new();
         for order in orders {
-            merchants.entry(order.envelope.merchant.clone()).or_default().push(order);
+            merchants
+                .entry(order.envelope.merchant.clone())
+                .or_default()
+                .push(order);
         }
         let mut running = futures::stream::iter(merchants.into_values().map(|mut orders| {
             orders.sort_unstable_by_key(|order| order.seq);
@@ -189,8 +227,14 @@ impl FencedLog {
     }
 
     async fn republish_one(&self, order: &Order) -> Result<(), PublishFailure> {
-        let origin = Origin { incarnation: self.former, seq: order.seq };
-        let envelope = Envelope { origin: Some(origin), ..order.envelope.clone() };
+        let origin = Origin {
+            incarnation: self.former,
+            seq: order.seq,
+        };
+        let envelope = Envelope {
+            origin: Some(origin),
+            ..order.envelope.clone()
+        };
         let mut headers = HeaderMap::new();
         for (name, value) in order::order_headers(&envelope) {
             headers.insert(name, value.as_ref());
@@ -199,7 +243,12 @@ impl FencedLog {
         for tries in 1.. {
             let subject = subjects::publish(&envelope.merchant);
             let payload = order.payload.clone();
-            match self.shared.broker.publish(subject, headers.clone(), payload).await {
+            match self
+                .shared
+                .broker
+                .publish(subject, headers.clone(), payload)
+                .await
+            {
                 Ok(_) => return Ok(()),
                 Err(NoAck::Refused { code, description }) => {
                     return Err(PublishFailure::Refused(format!("{description} ({code})")));
@@ -252,7 +301,10 @@ pub(crate) struct Fenced(pub(crate) Arc<FencedLog>);
 
 /// The condition that every write of an owner carries.
 pub(crate) fn fence(headers: &mut HeaderMap, partition: Partition, token: Seq) {
-    headers.insert("Nats-Expected-Last-Subject-Sequence", token.to_string().as_str());
+    headers.insert(
+        "Nats-Expected-Last-Subject-Sequence",
+        token.to_string().as_str(),
+    );
     headers.insert(
         "Nats-Expected-Last-Subject-Sequence-Subject",
         subjects::claim(partition).as_str(),

@@ -1,0 +1,187 @@
+//! Reads OUTCOMES for people: what happens now, and what became of one order.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use expediter_types::{DeadLetter, MerchantId, OrderId, Outcome, Partition, Seq, UnixMillis};
+use expediter_wire::records;
+use expediter_wire::subjects::{self, OutcomesSubject};
+use tokio::sync::mpsc;
+
+use crate::broker::Broker;
+use crate::clock::wall;
+use crate::error::chain;
+use crate::reader::{Delivered, From, Reader, ReaderOptions};
+use crate::{Connection, Error, partitions};
+
+/// Looked through one after the other for an order's outcome; the last one is everything.
+const WINDOWS: [Option<Duration>; 5] = [
+    Some(Duration::from_secs(60)),
+    Some(Duration::from_secs(600)),
+    Some(Duration::from_secs(3_600)),
+    Some(Duration::from_secs(86_400)),
+    None,
+];
+
+/// One outcome as it stands in OUTCOMES.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutcomeItem {
+    pub partition: Partition,
+    /// Sequence of its record in OUTCOMES.
+    pub record: Seq,
+    /// When the record was stored.
+    pub recorded: UnixMillis,
+    pub outcome: Outcome,
+    /// Payload and last answer, of a dead letter.
+    pub dead: Option<(Bytes, Bytes)>,
+}
+
+/// Where following begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TailFrom {
+    /// What is recorded from now on.
+    Now,
+    /// What was recorded since this time.
+    Since(UnixMillis),
+    /// After this sequence of OUTCOMES.
+    After(Seq),
+}
+
+/// Follows all outcomes into `sink` until its receiver is gone.
+///
+/// # Errors
+/// There is no OUTCOMES, or the broker does not answer at the beginning. Later interruptions are
+/// repaired.
+pub async fn tail_outcomes(
+    connection: &Connection,
+    from: TailFrom,
+    sink: mpsc::Sender<OutcomeItem>,
+) -> Result<(), Error> {
+    let broker = Broker::new(connection);
+    let mut from = match from {
+        TailFrom::Now => From::Seq(broker.state(subjects::OUTCOMES).await?.last + 1),
+        TailFrom::Since(at) => From::Time(at),
+        TailFrom::After(seq) => From::Seq(seq + 1),
+    };
+    let filters = || vec!["outcomes.*".to_owned(), "dead.*.*".to_owned()];
+    let mut reader = open(&broker, filters(), from).await?;
+    loop {
+        let delivered = tokio::select! {
+            () = sink.closed() => break,
+            delivered = reader.next() => delivered,
+        };
+        match delivered {
+            Ok(delivered) => {
+                from = From::Seq(delivered.seq + 1);
+                for item in items(&delivered) {
+                    if sink.send(item).await.is_err() {
+                        break;
+                    }
+                }
+            }
+            Err(broken) => {
+                tracing::debug!(%broken, "following outcomes is interrupted");
+                reader = loop {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    match open(&broker, filters(), from).await {
+                        Ok(reader) => break reader,
+                        Err(error) => tracing::debug!(error = chain(&error), "trying again"),
+                    }
+                };
+            }
+        }
+    }
+    reader.close().await;
+    Ok(())
+}
+
+/// What was recorded of an order, newest last: its outcome, and repeats that were closed. Looks
+/// through the newest minute first, then further back until something is found.
+///
+/// # Errors
+/// No broker, no streams.
+pub async fn find_outcome(
+    connection: &Connection,
+    merchant: &MerchantId,
+    id: &OrderId,
+) -> Result<Vec<OutcomeItem>, Error> {
+    let broker = Broker::new(connection);
+    let partition = subjects::partition_of(merchant.as_str(), partitions(connection).await?);
+    let filters = vec![
+        subjects::outcomes(partition),
+        subjects::dead(partition, merchant),
+    ];
+    for window in WINDOWS {
+        let from = window.map_or(From::Seq(1), |window| {
+            From::Time(wall().saturating_sub(u64::try_from(window.as_millis()).unwrap_or(u64::MAX)))
+        });
+        let mut reader = open(&broker, filters.clone(), from).await?;
+        let mut found = Vec::new();
+        for _ in 0..reader.pending_at_start() {
+            let delivered = tokio::time::timeout(Duration::from_secs(10), reader.next())
+                .await
+                .map_err(|_| Error::plain("OUTCOMES delivers nothing"))?
+                .map_err(|broken| Error::plain(format!("reading OUTCOMES: {broken}")))?;
+            found.extend(items(&delivered).into_iter().filter(|item| {
+                let envelope = &item.outcome.envelope;
+                envelope.merchant == *merchant && envelope.id == *id
+            }));
+        }
+        reader.close().await;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    Ok(Vec::new())
+}
+
+async fn open(broker: &Broker, filters: Vec<String>, from: From) -> Result<Reader, Error> {
+    let stream = subjects::OUTCOMES.to_owned();
+    let options = ReaderOptions {
+        stream,
+        filters,
+        from,
+        name: "outcomes".to_owned(),
+    };
+    Reader::open(broker, &options).await
+}
+
+/// What is not readable says nothing.
+fn items(delivered: &Delivered) -> Vec<OutcomeItem> {
+    let Delivered {
+        seq: record,
+        at: recorded,
+        ..
+    } = *delivered;
+    let item = |partition, outcome, dead| OutcomeItem {
+        partition,
+        record,
+        recorded,
+        outcome,
+        dead,
+    };
+    let read = match OutcomesSubject::parse(&delivered.subject) {
+        Some(OutcomesSubject::Outcomes(partition)) => records::decode_outcomes(&delivered.payload)
+            .map(|(_, group)| {
+                group
+                    .into_iter()
+                    .map(|outcome| item(partition, outcome, None))
+                    .collect()
+            }),
+        Some(OutcomesSubject::Dead(partition, _)) => {
+            records::decode_dead(&delivered.payload).map(|(_, letter)| {
+                let DeadLetter {
+                    outcome,
+                    payload,
+                    excerpt,
+                } = letter;
+                vec![item(partition, outcome, Some((payload, excerpt)))]
+            })
+        }
+        _ => return Vec::new(),
+    };
+    read.unwrap_or_else(|error| {
+        tracing::debug!(record, error = chain(&error), "a record is not readable");
+        Vec::new()
+    })
+}

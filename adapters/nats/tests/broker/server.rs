@@ -1,0 +1,98 @@
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use expediter_nats::{ConnectOptions, Connection};
+use tempfile::TempDir;
+
+/// A nats-server that can be killed, wiped and started again at the same address.
+pub(crate) struct Server {
+    child: Option<Child>,
+    dir: TempDir,
+    port: u16,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let mut server = Self {
+            child: None,
+            dir,
+            port,
+        };
+        server.run();
+        server
+    }
+
+    pub(crate) fn run(&mut self) {
+        let child = Command::new(binary())
+            .args([
+                "-a",
+                "127.0.0.1",
+                "-p",
+                &self.port.to_string(),
+                "-js",
+                "-sd",
+            ])
+            .arg(self.dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nats-server starts");
+        self.child = Some(child);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(
+                Instant::now() < deadline,
+                "nats-server did not open its port"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// What a broker without a disk remembers.
+    pub(crate) fn wipe(&self) {
+        std::fs::remove_dir_all(self.dir.path().join("jetstream")).unwrap();
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) async fn connect(&self) -> Connection {
+        Connection::open(&ConnectOptions::to(&self.url(), "test"))
+            .await
+            .unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("EXPEDITER_NATS_SERVER") {
+        return path.into();
+    }
+    let pinned = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/bin/nats-server");
+    if pinned.exists() {
+        pinned
+    } else {
+        "nats-server".into()
+    }
+}
