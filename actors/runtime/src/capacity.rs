@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A merchant that holds fewer attempts than this may use the reserved share.
 const SMALL: u32 = 4;
 
-type Wake = Box<dyn FnOnce() + Send>;
+pub(crate) type Wake = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct Waiting {
@@ -53,28 +53,8 @@ impl Capacity {
         })
     }
 
-    /// A place for a merchant that holds `held`, or `None`: `wake` is called, once, when there may
-    /// be one.
-    pub(crate) fn take(self: &Arc<Self>, held: u32, wake: impl FnOnce() -> Wake) -> Option<Permit> {
-        if let Some(permit) = self.try_take(held) {
-            return Some(permit);
-        }
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        // A place may have come free before the lock was taken, and nobody would be woken.
-        if let Some(permit) = self.try_take(held) {
-            return Some(permit);
-        }
-        self.denied.fetch_add(1, Ordering::Relaxed);
-        let queue = if held < SMALL {
-            &mut waiting.small
-        } else {
-            &mut waiting.large
-        };
-        queue.push_back(wake());
-        None
-    }
-
-    fn try_take(self: &Arc<Self>, held: u32) -> Option<Permit> {
+    /// A place for a merchant that holds `held`, if there is one.
+    pub(crate) fn take(self: &Arc<Self>, held: u32) -> Option<Permit> {
         let bound = if held < SMALL {
             self.limit
         } else {
@@ -86,6 +66,28 @@ impl Capacity {
             })
             .ok()
             .map(|_| Permit(Arc::clone(self)))
+    }
+
+    /// Calls `wake`, once, when there may be a place for a merchant that holds `held`. A place that
+    /// came free meanwhile is given at once instead.
+    pub(crate) fn wait(self: &Arc<Self>, held: u32, wake: Wake) -> Option<Permit> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(permit) = self.take(held) {
+            return Some(permit);
+        }
+        self.denied.fetch_add(1, Ordering::Relaxed);
+        let queue = if held < SMALL {
+            &mut waiting.small
+        } else {
+            &mut waiting.large
+        };
+        queue.push_back(wake);
+        None
+    }
+
+    /// A merchant that holds so many waits among those who hold little.
+    pub(crate) fn is_small(held: u32) -> bool {
+        held < SMALL
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -133,20 +135,16 @@ mod tests {
         let woken = Arc::new(AtomicUsize::new(0));
         let wake = || {
             let woken = Arc::clone(&woken);
-            move || {
-                Box::new(move || {
-                    woken.fetch_add(1, Ordering::Relaxed);
-                }) as Wake
-            }
+            Box::new(move || {
+                woken.fetch_add(1, Ordering::Relaxed);
+            }) as Wake
         };
-        let mut large: Vec<_> = (0..8).filter_map(|_| capacity.take(50, wake())).collect();
-        assert_eq!(large.len(), 8);
-        assert!(capacity.take(50, wake()).is_none(), "the rest is reserved");
-        let small: Vec<_> = (0..2)
-            .filter_map(|held| capacity.take(held, wake()))
-            .collect();
+        let mut large: Vec<_> = (0..9).filter_map(|_| capacity.take(50)).collect();
+        assert_eq!(large.len(), 8, "the rest is reserved");
+        assert!(capacity.wait(50, wake()).is_none());
+        let small: Vec<_> = (0..2).filter_map(|held| capacity.take(held)).collect();
         assert_eq!((small.len(), capacity.in_flight()), (2, 10));
-        assert!(capacity.take(0, wake()).is_none(), "full");
+        assert!(capacity.wait(0, wake()).is_none(), "full");
         drop(small);
         assert_eq!(
             woken.load(Ordering::Relaxed),

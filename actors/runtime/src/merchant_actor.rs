@@ -29,8 +29,12 @@ pub enum Step {
     },
     Change(Arc<Merchant>),
     Halt,
-    /// Time passed, or capacity came free.
+    /// Time passed.
     Poke,
+    /// Capacity may have come free; for those who hold little, or much.
+    Capacity {
+        small: bool,
+    },
 }
 
 /// Called before each step of each merchant, inside the step's panic boundary: for tests that
@@ -75,7 +79,8 @@ pub(crate) struct MerchantActor {
     hook: Option<StepHook>,
     told: Option<Accepting>,
     timer: Option<(u64, SpawnHandle)>,
-    waits_for_capacity: bool,
+    /// Waits for capacity among those who hold much, and among those who hold little.
+    waits: [bool; 2],
     random: u64,
 }
 
@@ -107,8 +112,17 @@ impl MerchantActor {
             hook: around.hook,
             told: None,
             timer: None,
-            waits_for_capacity: false,
+            waits: [false; 2],
         }
+    }
+
+    /// Credits bound the mailbox: the partition offers no more than the merchant's mailbox takes,
+    /// and each running attempt answers once. So actix's own bound must refuse nothing.
+    pub(crate) fn start_unbounded(self) -> Addr<Self> {
+        Self::create(|ctx| {
+            ctx.set_mailbox_capacity(0);
+            self
+        })
     }
 
     fn random(&mut self) -> u64 {
@@ -159,7 +173,8 @@ impl MerchantActor {
             }
             Step::Change(merchant) => self.machine.change(merchant, now),
             Step::Halt => self.machine.halt(),
-            Step::Poke => self.waits_for_capacity = false,
+            Step::Poke => {}
+            Step::Capacity { small } => self.waits[usize::from(small)] = false,
         }
         let (starts, permits) = self.advance(now, ctx);
         let effects = self.machine.take_effects();
@@ -177,17 +192,7 @@ impl MerchantActor {
         loop {
             match self.machine.next(now) {
                 Next::Start(seq) => {
-                    if self.waits_for_capacity {
-                        break;
-                    }
-                    let address = ctx.address();
-                    let wake = || {
-                        Box::new(move || {
-                            let _actor_ended = address.try_send(Step::Poke).is_err();
-                        }) as Box<dyn FnOnce() + Send>
-                    };
-                    let Some(permit) = self.capacity.take(self.machine.running(), wake) else {
-                        self.waits_for_capacity = true;
+                    let Some(permit) = self.take_capacity(ctx) else {
                         break;
                     };
                     let Some(number) = self.machine.start(seq, now) else {
@@ -206,6 +211,26 @@ impl MerchantActor {
         (starts, permits)
     }
 
+    fn take_capacity(&mut self, ctx: &mut Context<Self>) -> Option<Permit> {
+        let held = self.machine.running();
+        let small = Capacity::is_small(held);
+        if let Some(permit) = self.capacity.take(held) {
+            return Some(permit);
+        }
+        if std::mem::replace(&mut self.waits[usize::from(small)], true) {
+            return None;
+        }
+        let address = ctx.address();
+        let wake = Box::new(move || {
+            let _actor_ended = address.try_send(Step::Capacity { small }).is_err();
+        });
+        let permit = self.capacity.wait(held, wake);
+        if permit.is_some() {
+            self.waits[usize::from(small)] = false;
+        }
+        permit
+    }
+
     /// One timer; it is moved only to fire earlier, and looks again when it fires.
     fn arm(&mut self, at: u64, now: Now, ctx: &mut Context<Self>) {
         if let Some((armed, handle)) = self.timer {
@@ -218,9 +243,7 @@ impl MerchantActor {
         let wait = at.saturating_sub(now.mono).min(60_000_000) + 500;
         let handle = ctx.run_later(Duration::from_micros(wait), |actor, ctx| {
             actor.timer = None;
-            let waits = actor.waits_for_capacity;
             actor.step(Step::Poke, ctx);
-            actor.waits_for_capacity |= waits;
         });
         self.timer = Some((at, handle));
     }
@@ -254,9 +277,6 @@ impl Actor for MerchantActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Credits bound the mailbox: the partition offers no more than the merchant's mailbox
-        // takes, and each running attempt answers once.
-        ctx.set_mailbox_capacity(0);
         if !self.machine.is_empty() {
             self.step(Step::Poke, ctx);
         }

@@ -199,7 +199,7 @@ impl PartitionActor {
             Input::Rebuild {
                 merchant,
                 incarnation,
-            } => machine.rebuild(&merchant, incarnation),
+            } => machine.rebuild(&merchant, incarnation, now),
             Input::Written(written) => self.on_written(written, ctx),
             Input::Registry(merchant, Change::Manifest) => {
                 machine.on_registry(&merchant, &**directory, now);
@@ -323,7 +323,8 @@ impl PartitionActor {
                 };
                 match catch_unwind(AssertUnwindSafe(|| MerchantActor::new(start, around))) {
                     Ok(actor) => {
-                        self.actors.insert(id, (incarnation, actor.start()));
+                        self.actors
+                            .insert(id, (incarnation, actor.start_unbounded()));
                     }
                     Err(_) => self.on_panicked(id, incarnation, None, ctx),
                 }
@@ -652,10 +653,9 @@ async fn attempt(
         order,
         number,
     };
-    match AssertUnwindSafe(courier.attempt(request))
-        .catch_unwind()
-        .await
-    {
+    // The call itself may panic, not only its future.
+    let attempt = async { courier.attempt(request).await };
+    match AssertUnwindSafe(attempt).catch_unwind().await {
         Ok(answer) => answer,
         Err(_) => failed(
             AttemptClass::Ambiguous,
@@ -664,12 +664,21 @@ async fn attempt(
     }
 }
 
+impl PartitionActor {
+    /// Credits bound what comes in (intake, attempts in flight, one record, one load a merchant),
+    /// so the mailbox itself must refuse nothing, from the first message on.
+    pub(crate) fn start_unbounded(self) -> Addr<Self> {
+        Self::create(|ctx| {
+            ctx.set_mailbox_capacity(0);
+            self
+        })
+    }
+}
+
 impl Actor for PartitionActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Credits bound what comes in: intake, attempts in flight, one record, one load a merchant.
-        ctx.set_mailbox_capacity(0);
         // One record is under way at a time.
         let (records, receiver) = mpsc::channel(1);
         self.records = Some(records);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use actix::{Actor, Addr};
+use actix::Addr;
 use expediter_core::partition::{Event, PartitionConfig, PartitionMachine};
 use expediter_core::store::{Gate, PartitionMeta, StoredPartition};
 use expediter_core::{Order, Stored};
@@ -450,7 +450,9 @@ impl Inner {
         let shard = &self.shards[usize::from(partition.0) % self.shards.len()];
         let (reply, started) = oneshot::channel();
         shard.arbiter.spawn_fn(move || {
-            let _platform_gone = reply.send(PartitionActor::new(parts).start()).is_err();
+            let _platform_gone = reply
+                .send(PartitionActor::new(parts).start_unbounded())
+                .is_err();
         });
         let address = started
             .await

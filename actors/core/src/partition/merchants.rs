@@ -401,7 +401,10 @@ impl PartitionMachine {
     }
 
     /// Starts the actor again with what its mailbox held.
-    pub fn rebuild(&mut self, merchant: &MerchantId, incarnation: u64) {
+    pub fn rebuild(&mut self, merchant: &MerchantId, incarnation: u64, now: Now) {
+        if self.draining {
+            return self.let_go(merchant, now);
+        }
         let Some(backlog) = self.backlogs.get_mut(merchant) else {
             return;
         };
