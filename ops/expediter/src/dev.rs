@@ -63,7 +63,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     std::fs::create_dir_all(&args.data_dir)
         .with_context(|| format!("cannot make the data directory {}", args.data_dir.display()))?;
-    let config = config(&args)?;
+    let mut config = config(&args)?;
     let guard = expediter_telemetry::logs::init(&log_options(&config, interactive)?)?;
 
     let broker = match &args.nats {
@@ -82,14 +82,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         (None, None) => unreachable!("a broker is started when no URL is given"),
     };
     eprintln!("NATS at {url}, data in {}", args.data_dir.display());
-    let config = Config { nats: config.nats.with_servers(&url), ..config };
+    config.set_servers(&url).map_err(anyhow::Error::msg)?;
 
     let fleet = fleet::start()?;
     let node = tokio::select! {
         node = RunningNode::start(&config, guard.tracing()) => node?,
         _ = stop.next() => return Ok(ExitCode::SUCCESS),
     };
-    let connection = Connection::open_once(&config.connect_options()?).await?;
+    let connection = Connection::open_once(&config.connect_options("expediter dev")?).await?;
     fleet::register(&connection, &fleet).await?;
     let account = Account::follow(&connection).await?;
     let publisher = publisher::start(connection.clone(), account.clone(), args.rate);
@@ -134,10 +134,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn config(args: &Args) -> anyhow::Result<Config> {
     let mut config = Config::default();
-    config.node.name = "dev".parse()?;
+    config.node.name = Some("dev".parse()?);
     config.node.data_dir.clone_from(&args.data_dir);
     config.node.listen = "127.0.0.1:0".parse()?;
-    config.node.drain_deadline = Duration::from_secs(3).into();
+    config.node.drain_deadline = Duration::from_secs(3);
     config.egress.allow = vec!["127.0.0.0/8".to_owned()];
     Ok(config)
 }

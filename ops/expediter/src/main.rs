@@ -2,6 +2,7 @@
 
 mod cli;
 mod config;
+mod control;
 
 use std::process::ExitCode;
 

@@ -3,14 +3,13 @@
 mod events;
 mod health;
 mod limits;
-mod secrets;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use expediter_core::partition::{MerchantRow, PartitionConfig};
+use expediter_core::partition::MerchantRow;
 use expediter_gateway::{Gateway, Handle};
 use expediter_http::HttpCourier;
 use expediter_nats::Node;
@@ -25,7 +24,6 @@ use crate::config::Config;
 use crate::control::Control;
 use events::Events;
 use health::NodeHealth;
-pub(crate) use secrets::ProcessSecrets;
 
 /// Everything of a node that runs in this process.
 #[derive(Debug)]
@@ -49,11 +47,11 @@ impl RunningNode {
             tracing::error!(%aside, "the store was broken; it is built anew from the log");
         }
         let store = Arc::new(opened.store);
-        let courier = HttpCourier::new(config.http_options(Arc::new(ProcessSecrets))?)?;
+        let courier = HttpCourier::new(config.http_options()?)?;
         let courier = TracedCourier::new(Arc::new(courier), Arc::clone(&metrics), tracing);
         let directory = MerchantDirectory::new();
         let platform = Platform::start(
-            platform_options(config),
+            config.runtime_options(config.nats.partitions),
             Arc::clone(&store) as _,
             Arc::new(courier),
             Arc::clone(&directory),
@@ -67,12 +65,12 @@ impl RunningNode {
         };
         let page = Arc::clone(&metrics);
         let gateway = Gateway::start(
-            &expediter_gateway::Options::at(config.node.listen),
+            &config.gateway_options(),
             Arc::new(health),
             Arc::new(move || page.render()),
         )?;
         let started = Node::start(
-            config.nats_options()?,
+            nats_options(config)?,
             Arc::new(platform.clone()),
             Arc::clone(&directory) as _,
             Arc::new(Control::new(platform.clone())),
@@ -160,7 +158,7 @@ async fn run(config: &Config, tracing: Tracing) -> anyhow::Result<()> {
         }
     };
     tracing::info!(
-        node = %config.node.name, listen = %node.listen(), partitions = node.node.partitions(),
+        node = %config.node_name(), listen = %node.listen(), partitions = node.node.partitions(),
         "the node runs"
     );
     tokio::select! {
@@ -198,27 +196,20 @@ impl StopSignals {
     }
 }
 
-fn platform_options(config: &Config) -> expediter_runtime::Options {
-    let partitions = usize::from(config.nats.partitions.unwrap_or(16)).max(1);
-    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    expediter_runtime::Options {
-        shards: match config.node.shards {
-            0 => (cores / 2).max(1),
-            shards => shards,
-        },
-        in_flight: config.node.in_flight,
-        intake_credits: config.node.intake_credits,
-        partition: PartitionConfig {
-            spill_after: micros(config.orders.spill_after.into()),
-            mark_every: micros(config.orders.mark_every.into()),
-            unknown_grace: micros(config.orders.unknown_merchant_grace.into()) / 1_000,
-            repeats: config.orders.repeats_window / partitions,
-            ..PartitionConfig::default()
-        },
-        drain_deadline: config.node.drain_deadline.into(),
-        before_step: None,
-    }
+/// No merchant's timeout may be longer; a former owner's attempts end within it.
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(600);
+
+fn nats_options(config: &Config) -> anyhow::Result<expediter_nats::Options> {
+    let name = config.node_name();
+    Ok(expediter_nats::Options {
+        connect: config.connect_options(name.as_str())?,
+        topology: config.topology(),
+        drain_deadline: config.node.drain_deadline,
+        attempt_timeout: LONGEST_ATTEMPT,
+        outcomes_retention: config.nats.outcomes_retention,
+        dead_retention: config.nats.dead_letter_retention,
+        node: name,
+    })
 }
 
 /// Once a second: what the platform counts for itself.

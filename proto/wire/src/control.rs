@@ -11,6 +11,10 @@ use crate::json::{self, V1, as_text};
 use crate::records::AttemptJson;
 use crate::{Rfc3339, WireError};
 
+/// Merchants in one [`ControlReply::Merchants`]: with the longest texts below the broker's usual
+/// 1 MiB.
+pub const MAX_MERCHANTS: usize = 500;
+
 /// A question or an order to the owner of a partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op")]
@@ -28,6 +32,13 @@ pub enum ControlRequest {
     MerchantStatus {
         #[serde(with = "as_text")]
         merchant: MerchantId,
+    },
+    /// Merchants with unfinished orders, by id; answered by [`ControlReply::Merchants`].
+    #[serde(rename = "merchant.list")]
+    MerchantList {
+        /// Only ids above this one; empty: from the first.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        after: String,
     },
     /// How much is left before the merchant can be deleted; answered by [`ControlReply::Drain`].
     #[serde(rename = "merchant.drain")]
@@ -57,6 +68,13 @@ pub enum ControlReply {
     Order(OrderStatus),
     #[serde(rename = "merchant.status")]
     Merchant(MerchantStatus),
+    #[serde(rename = "merchant.list")]
+    Merchants {
+        /// By id, at most [`MAX_MERCHANTS`].
+        merchants: Vec<MerchantStatus>,
+        /// There are more above the last one.
+        more: bool,
+    },
     #[serde(rename = "merchant.drain")]
     Drain {
         /// Unfinished orders.
@@ -356,6 +374,12 @@ mod tests {
                 r#"{"v":1,"op":"merchant.dead_letter","merchant":"luigis","reason":"closed for good","actor":"ann"}"#,
             ),
             (
+                ControlRequest::MerchantList {
+                    after: "luigis".into(),
+                },
+                r#"{"v":1,"op":"merchant.list","after":"luigis"}"#,
+            ),
+            (
                 ControlRequest::PartitionStatus,
                 r#"{"v":1,"op":"partition.status"}"#,
             ),
@@ -417,6 +441,10 @@ mod tests {
         };
         for reply in [
             ControlReply::Order(order),
+            ControlReply::Merchants {
+                merchants: vec![merchant.clone()],
+                more: true,
+            },
             ControlReply::Merchant(merchant),
             ControlReply::Drain { remaining: 4 },
             ControlReply::DeadLetter {

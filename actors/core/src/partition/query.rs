@@ -183,6 +183,12 @@ impl PartitionMachine {
         self.running
     }
 
+    /// Every order at or below it is finished.
+    #[must_use]
+    pub fn low_water(&self) -> Seq {
+        self.ledger.low_water()
+    }
+
     /// Taken and not finished.
     #[must_use]
     pub fn unfinished(&self) -> u64 {

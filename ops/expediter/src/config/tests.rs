@@ -73,7 +73,7 @@ fn values_are_checked_and_all_problems_told() {
         [nats.tls]\nrequired = \"yes\"\n[http]\nmax_response = 5\n[egress]\nallow = [\"10.0.0.0/99\"]\n\
         [telemetry]\ntrace_ratio = 1.5\n";
     let found = problems(text);
-    assert_eq!(found.len(), 9, "{found:#?}");
+    assert_eq!(found.len(), 10, "{found:#?}");
     assert_eq!(
         found[0],
         "x.toml:2: node.drain_deadline: \"1ms\" is not a duration from 1s to 10m, such as \"500ms\" or \"1h30m\""
@@ -83,7 +83,7 @@ fn values_are_checked_and_all_problems_told() {
         "x.toml:3: node.in_flight: \"0\" is not a whole number from 1 to 1000000"
     );
     assert!(
-        found[8].contains("trace_ratio: \"1.5\" is not a number from 0.0 to 1.0"),
+        found[9].contains("trace_ratio: \"1.5\" is not a number from 0.0 to 1.0"),
         "{found:#?}"
     );
     assert!(!found.concat().contains("hunter2"));

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use expediter_fleet::merchants::{Behaviour, Fleet, FleetHandle, Options, Record};
 use expediter_nats::{Connection, Registry};
+use expediter_runtime::Clock;
 use expediter_types::{Idempotency, Merchant, MerchantId, Rate};
+use expediter_wire::registry::Registration;
 
 /// Id, name, and share of the orders in parts of 100.
 pub(super) const MERCHANTS: [(&str, &str, u32); 6] = [
@@ -35,7 +37,7 @@ pub(super) fn start() -> anyhow::Result<FleetHandle> {
 
 /// Registers the merchants as `expediter merchant apply` would.
 pub(super) async fn register(connection: &Connection, fleet: &FleetHandle) -> anyhow::Result<()> {
-    let registry = Registry::new(connection.clone());
+    let registry = Registry::new(connection);
     for (id, name, _) in MERCHANTS {
         let id = MerchantId::new(id)?;
         let mut merchant = Merchant::to(id.clone(), &fleet.url(id.as_str()));
@@ -52,7 +54,8 @@ pub(super) async fn register(connection: &Connection, fleet: &FleetHandle) -> an
             merchant.limits.burst = 5;
         }
         let revision = registry.get(&id).await?.map_or(0, |entry| entry.revision);
-        registry.put(&merchant, "expediter dev", revision).await?;
+        let registration = Registration::new(merchant, "expediter dev", Clock::now().wall);
+        registry.put(&registration, revision).await?;
     }
     Ok(())
 }

@@ -1,0 +1,309 @@
+//! Answers what operators ask about the partitions of this node.
+
+use bytes::Bytes;
+use expediter_core::Stored;
+use expediter_core::partition::{Located, MerchantRow, MerchantState as Row};
+use expediter_nats::ControlHandler;
+use expediter_ports::BoxFuture;
+use expediter_runtime::{Clock, Platform};
+use expediter_types::{DeadReason, MerchantId, NodeName, OrderId, Partition, Seq};
+use expediter_wire::Rfc3339;
+use expediter_wire::control::{
+    ControlReply, ControlRequest, MAX_MERCHANTS, MerchantState, MerchantStatus, OrderStatus,
+    PartitionState, PartitionStatus, Place, decode_request, encode_reply,
+};
+
+/// Characters of a person's reason that stand in each dead letter.
+const MAX_REASON: usize = 200;
+
+/// The node's answers to control requests.
+#[derive(Debug, Clone)]
+pub(crate) struct Control {
+    platform: Platform,
+    node: NodeName,
+}
+
+impl ControlHandler for Control {
+    fn handle(&self, partition: Partition, request: Bytes) -> BoxFuture<'static, Bytes> {
+        let control = self.clone();
+        Box::pin(async move {
+            let reply = match decode_request(&request) {
+                Ok(request) => control.answer(partition, request).await,
+                Err(error) => error_reply(error),
+            };
+            encode_reply(&reply)
+        })
+    }
+}
+
+impl Control {
+    /// Answers for the partitions of this platform, as this node.
+    pub(crate) fn new(platform: Platform, node: NodeName) -> Self {
+        Self { platform, node }
+    }
+
+    async fn answer(&self, partition: Partition, request: ControlRequest) -> ControlReply {
+        let answer = match request {
+            ControlRequest::OrderShow { merchant, id } => self.order(partition, merchant, id).await,
+            ControlRequest::MerchantStatus { merchant } => self
+                .merchant(partition, merchant)
+                .await
+                .map(ControlReply::Merchant),
+            ControlRequest::MerchantList { after } => self.merchants(partition, after).await,
+            ControlRequest::MerchantDrain { merchant } => {
+                let status = self.merchant(partition, merchant).await;
+                status.map(|status| ControlReply::Drain {
+                    remaining: status.backlog,
+                })
+            }
+            ControlRequest::MerchantDeadLetter {
+                merchant,
+                reason,
+                actor,
+            } => self.dead_letter(partition, merchant, &reason, &actor).await,
+            ControlRequest::PartitionStatus => self.partition(partition).await,
+        };
+        answer.unwrap_or_else(|| error_reply("this node does not work on the partition any more"))
+    }
+
+    async fn merchant(&self, partition: Partition, merchant: MerchantId) -> Option<MerchantStatus> {
+        let found = self.platform.ask(partition, move |machine, directory| {
+            let row = machine.rows(Some(&merchant), directory, Clock::now()).pop();
+            row.map_or_else(|| nothing(merchant), status)
+        });
+        found.await
+    }
+
+    async fn merchants(&self, partition: Partition, after: String) -> Option<ControlReply> {
+        let rows = self.platform.ask(partition, |machine, directory| {
+            machine.rows(None, directory, Clock::now())
+        });
+        Some(page(rows.await?, &after))
+    }
+
+    async fn dead_letter(
+        &self,
+        partition: Partition,
+        merchant: MerchantId,
+        reason: &str,
+        actor: &str,
+    ) -> Option<ControlReply> {
+        let line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let detail = format!("{} ({})", line(reason), line(actor));
+        let detail: String = detail.chars().take(MAX_REASON).collect();
+        tracing::warn!(%merchant, reason = detail, "an operator ends all waiting orders");
+        let counted = self.platform.ask(partition, move |machine, directory| {
+            let now = Clock::now();
+            let row = machine.rows(Some(&merchant), directory, now).pop();
+            machine.condemn(
+                &merchant,
+                DeadReason::MerchantDeleted,
+                &detail,
+                directory,
+                now,
+            );
+            row.map_or((0, 0), |row| (row.backlog, u64::from(row.in_flight)))
+        });
+        // What waits in the store is ended step by step, and each outcome has to be written: the
+        // asker asks again until nothing remains.
+        let (remaining, in_flight) = counted.await?;
+        Some(ControlReply::DeadLetter {
+            ended: remaining.saturating_sub(in_flight),
+            remaining,
+        })
+    }
+
+    async fn partition(&self, partition: Partition) -> Option<ControlReply> {
+        let node = self.node.clone();
+        let status = self.platform.ask(partition, move |machine, directory| {
+            let rows = machine.rows(None, directory, Clock::now());
+            PartitionStatus {
+                partition: partition.0,
+                node,
+                epoch: machine.stamp().token,
+                state: PartitionState::Running,
+                seen: machine.seen(),
+                low_water: machine.low_water(),
+                unfinished: machine.unfinished(),
+                in_flight: u64::from(machine.running()),
+                merchants: rows.iter().filter(|row| row.backlog > 0).count() as u64,
+            }
+        });
+        status.await.map(ControlReply::Partition)
+    }
+
+    async fn order(
+        &self,
+        partition: Partition,
+        merchant: MerchantId,
+        id: OrderId,
+    ) -> Option<ControlReply> {
+        let asked = self.platform.ask(partition, move |machine, _| {
+            (machine.locate(&merchant, &id), machine.seen())
+        });
+        let (located, seen) = asked.await?;
+        let status = match located {
+            Located::Mailbox { stored, running } => {
+                let place = if running.is_some() {
+                    Place::InFlight
+                } else {
+                    Place::Mailbox
+                };
+                found(place, seen, &stored)
+            }
+            Located::Store { merchant, seq } => {
+                match self.platform.stored(partition, merchant, seq).await {
+                    Some(stored) => found(Place::Store, seen, &stored),
+                    // It was finished, or taken into a mailbox, in between.
+                    None => at(Place::Store, seen, Some(seq)),
+                }
+            }
+            Located::Finishing { seq } | Located::Finished { seq } => {
+                at(Place::Finished, seen, Some(seq))
+            }
+            Located::Unknown => at(Place::Unknown, seen, None),
+        };
+        Some(ControlReply::Order(status))
+    }
+}
+
+fn error_reply(message: impl ToString) -> ControlReply {
+    ControlReply::Error {
+        message: message.to_string(),
+    }
+}
+
+/// Those with something to do, by id, as many as fit in a reply.
+fn page(mut rows: Vec<MerchantRow>, after: &str) -> ControlReply {
+    rows.retain(|row| row.merchant.as_str() > after && is_of_interest(row));
+    rows.sort_by(|a, b| a.merchant.cmp(&b.merchant));
+    let more = rows.len() > MAX_MERCHANTS;
+    rows.truncate(MAX_MERCHANTS);
+    ControlReply::Merchants {
+        merchants: rows.into_iter().map(status).collect(),
+        more,
+    }
+}
+
+fn is_of_interest(row: &MerchantRow) -> bool {
+    row.backlog > 0 || !matches!(row.state, Row::Open | Row::Unknown)
+}
+
+fn nothing(merchant: MerchantId) -> MerchantStatus {
+    MerchantStatus {
+        merchant,
+        state: MerchantState::Idle,
+        backlog: 0,
+        mailbox: 0,
+        in_flight: 0,
+        closed_because: None,
+        closed_until: None,
+        oldest: None,
+        restarts: 0,
+        last_error: None,
+    }
+}
+
+fn status(row: MerchantRow) -> MerchantStatus {
+    let (state, closure) = match row.state {
+        Row::Open if row.backlog == 0 => (MerchantState::Idle, None),
+        Row::Open => (MerchantState::Active, None),
+        Row::Closed { because, until } => (MerchantState::Closed, Some((because, until))),
+        Row::Quarantined => (MerchantState::Quarantined, None),
+        Row::Unknown => (MerchantState::Unknown, None),
+    };
+    MerchantStatus {
+        state,
+        backlog: row.backlog,
+        mailbox: u64::from(row.mailbox),
+        in_flight: u64::from(row.in_flight),
+        closed_because: closure.map(|(because, _)| because),
+        closed_until: closure.map(|(_, until)| Rfc3339(until)),
+        last_error: Some(row.last_error).filter(|error| !error.is_empty()),
+        ..nothing(row.merchant)
+    }
+}
+
+fn at(place: Place, seen: Seq, seq: Option<Seq>) -> OrderStatus {
+    OrderStatus {
+        found: seq.is_some(),
+        place,
+        seen,
+        seq,
+        generation: None,
+        created: None,
+        due: None,
+        deadline: None,
+        ambiguous: false,
+        outcome: None,
+        attempts: Vec::new(),
+    }
+}
+
+fn found(place: Place, seen: Seq, stored: &Stored) -> OrderStatus {
+    let (order, state) = (&stored.order, &stored.state);
+    OrderStatus {
+        generation: Some(order.envelope.generation),
+        created: Some(Rfc3339(order.envelope.created)),
+        due: state.due.map(Rfc3339),
+        deadline: Some(Rfc3339(stored.deadline)),
+        ambiguous: state.ambiguous,
+        attempts: state.history.clone(),
+        ..at(place, seen, Some(order.seq))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expediter_types::ClosedBecause;
+
+    use super::*;
+
+    fn row(id: &str, state: Row, backlog: u64) -> MerchantRow {
+        MerchantRow {
+            merchant: MerchantId::new(id).unwrap(),
+            state,
+            backlog,
+            in_flight: 0,
+            mailbox: 0,
+            delivered: 0,
+            latencies: Vec::new(),
+            last_error: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_page_has_what_is_of_interest_by_id() {
+        let closed = Row::Closed {
+            because: ClosedBecause::Suspended,
+            until: 5,
+        };
+        let rows = vec![
+            row("d", Row::Open, 1),
+            row("b", closed, 0),
+            row("c", Row::Open, 0),
+            row("a", Row::Open, 1),
+            row("e", Row::Quarantined, 0),
+        ];
+        let ControlReply::Merchants { merchants, more } = page(rows, "a") else {
+            panic!()
+        };
+        let ids: Vec<&str> = merchants
+            .iter()
+            .map(|status| status.merchant.as_str())
+            .collect();
+        assert_eq!((ids, more), (vec!["b", "d", "e"], false));
+        assert_eq!(merchants[0].closed_until, Some(Rfc3339(5)));
+    }
+
+    #[test]
+    fn the_largest_page_fits_a_message() {
+        let rows = (0..=MAX_MERCHANTS).map(|n| MerchantRow {
+            last_error: "\u{7}".repeat(200),
+            ..row(&format!("{n:064}"), Row::Open, u64::MAX)
+        });
+        let reply = page(rows.collect(), "");
+        assert!(matches!(reply, ControlReply::Merchants { more: true, .. }));
+        assert!(encode_reply(&reply).len() < 1 << 20);
+    }
+}
