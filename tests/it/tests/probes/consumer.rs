@@ -19,7 +19,7 @@ use futures::StreamExt as _;
 use tokio::time::timeout;
 
 use super::{
-    Broker, at_one_and_three_replicas, body, connect, context, eventually, leader, publish,
+    Broker, at_one_and_three_replicas, body, connect, context, eventually, leader, publish, take,
 };
 
 at_one_and_three_replicas!(
@@ -50,6 +50,8 @@ fn subjects() -> (String, String) {
 struct Reader {
     consumer: Consumer<pull::Config>,
     messages: pull::Stream,
+    /// The consumer's server is known to ours.
+    heard: bool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -64,8 +66,16 @@ enum Event {
 impl Reader {
     async fn open(js: &jetstream::Context, start: u64) -> Result<Self> {
         let consumer = create(&js.get_stream_no_info("ORDERS").await?, start).await?;
+        Self::of(consumer).await
+    }
+
+    async fn of(consumer: Consumer<pull::Config>) -> Result<Self> {
         let messages = messages(&consumer).await?;
-        Ok(Self { consumer, messages })
+        Ok(Self {
+            consumer,
+            messages,
+            heard: false,
+        })
     }
 
     /// A reader whose consumer is on the leader of the stream, or on another server.
@@ -85,16 +95,30 @@ impl Reader {
         }
     }
 
+    /// In a cluster the first request for messages may come to a server that has not heard of the
+    /// new consumer yet, and finds nobody; it is made again.
     async fn event(&mut self, limit: Duration) -> Result<Event> {
-        Ok(match timeout(limit, self.messages.next()).await {
-            Ok(Some(Ok(message))) => {
-                let info = message.info().map_err(anyhow::Error::from_boxed)?;
-                Event::Message(info.consumer_sequence, info.stream_sequence)
+        let start = Instant::now();
+        loop {
+            let left = limit.saturating_sub(start.elapsed());
+            let event = match timeout(left, self.messages.next()).await {
+                Ok(Some(Ok(message))) => {
+                    let info = message.info().map_err(anyhow::Error::from_boxed)?;
+                    Event::Message(info.consumer_sequence, info.stream_sequence)
+                }
+                Ok(Some(Err(error))) => Event::Error(error.kind()),
+                Ok(None) => Event::End,
+                Err(_) => Event::Silence,
+            };
+            let nobody = event == Event::Error(MessagesErrorKind::NoResponders);
+            if nobody && !self.heard {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                self.messages = messages(&self.consumer).await?;
+                continue;
             }
-            Ok(Some(Err(error))) => Event::Error(error.kind()),
-            Ok(None) => Event::End,
-            Err(_) => Event::Silence,
-        })
+            self.heard |= matches!(event, Event::Message(..));
+            return Ok(event);
+        }
     }
 
     /// The next message; anything else is an error.
@@ -240,18 +264,10 @@ async fn a_delivery_that_went_elsewhere_is_noticed(replicas: usize) -> Result<()
     broker.orders().await?;
     let (mine, _) = subjects();
     let consumer = create(&js.get_stream_no_info("ORDERS").await?, 1).await?;
-    // Another request for a single message is first in line.
-    let thief = consumer
-        .fetch()
-        .max_messages(1)
-        .expires(Duration::from_secs(20));
     publish(js, mine.clone(), body("taken away")).await?;
-    assert_eq!(thief.messages().await?.count().await, 1);
+    assert_eq!(take(&consumer, 1).await?.len(), 1);
 
-    let mut reader = Reader {
-        messages: messages(&consumer).await?,
-        consumer,
-    };
+    let mut reader = Reader::of(consumer).await?;
     assert_eq!(reader.event(HEARTBEAT).await?, Event::Silence);
     let info = reader.consumer.get_info().await?;
     assert_eq!((info.delivered.consumer_sequence, info.num_pending), (1, 0));
@@ -486,10 +502,7 @@ async fn the_leader_dies_without_the_consumer() -> Result<()> {
     let js = context(connect(&[broker.server(&at).url()]).await?);
     let name = reader.consumer.cached_info().name.clone();
     let consumer = js.get_consumer_from_stream(&name, "ORDERS").await?;
-    let mut reader = Reader {
-        messages: messages(&consumer).await?,
-        consumer,
-    };
+    let mut reader = Reader::of(consumer).await?;
     assert_eq!(publish_surely(&js, &mine, "first").await?, 1);
     assert_eq!(reader.message().await?, (1, 1));
 
@@ -529,10 +542,7 @@ async fn the_consumers_server_restarts_in_a_cluster() -> Result<()> {
     let js = context(connect(&[broker.server(&head).url()]).await?);
     let name = reader.consumer.cached_info().name.clone();
     let consumer = js.get_consumer_from_stream(&name, "ORDERS").await?;
-    let mut reader = Reader {
-        messages: messages(&consumer).await?,
-        consumer,
-    };
+    let mut reader = Reader::of(consumer).await?;
     for i in 1..=3 {
         assert_eq!(publish_surely(&js, &mine, &format!("{i}")).await?, i);
         assert_eq!(reader.message().await?, (i, i));

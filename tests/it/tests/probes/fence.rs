@@ -153,7 +153,7 @@ async fn leaders_change_between_records() -> Result<()> {
     let done = AtomicBool::new(false);
     let changes = async {
         for _ in 0..4 {
-            step_down(&broker.js, &broker.client, "OUTCOMES").await?;
+            step_down(&broker.client, "OUTCOMES").await?;
         }
         done.store(true, Ordering::Relaxed);
         anyhow::Ok(())

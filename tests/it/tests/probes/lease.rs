@@ -33,7 +33,9 @@ async fn bucket(broker: &Broker, name: &str, markers: Option<Duration>) -> Resul
         limit_markers: markers,
         ..Default::default()
     };
-    Ok(broker.js.create_key_value(config).await?)
+    let store = broker.js.create_key_value(config).await?;
+    broker.heard(&format!("$KV.{name}.x")).await?;
+    Ok(store)
 }
 
 /// A lease of `seconds` that replaces revision `previous`.

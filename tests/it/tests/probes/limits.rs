@@ -171,7 +171,7 @@ async fn a_message_read_by_its_sequence(replicas: usize) -> Result<()> {
         broker.servers()[0].kill9();
         broker.servers()[0].restart().await?;
     } else {
-        step_down(&broker.js, &broker.client, "ORDERS").await?;
+        step_down(&broker.client, "ORDERS").await?;
     }
     for (sequence, time) in times {
         assert_eq!(stream.get_raw_message(sequence).await?.time, time);

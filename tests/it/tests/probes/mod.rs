@@ -23,6 +23,7 @@ use async_nats::{
     Client, ConnectOptions,
     jetstream::{
         self,
+        consumer::{Consumer, pull},
         context::{ContextBuilder, PublishError},
         message::PublishMessage,
         publish::PublishAck,
@@ -33,6 +34,7 @@ use bytes::Bytes;
 use expediter_fleet::nats_server::{NatsCluster, NatsServer};
 use expediter_harness::nats;
 use expediter_wire::subjects;
+use futures::TryStreamExt as _;
 use tempfile::TempDir;
 
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
@@ -152,7 +154,30 @@ impl Broker {
             num_replicas: self.replicas,
             ..config
         };
-        Ok(self.js.create_stream(config).await?)
+        let stream = self.js.create_stream(&config).await?;
+        for subject in &config.subjects {
+            self.heard(&subject.replace(['*', '>'], "x")).await?;
+        }
+        Ok(stream)
+    }
+
+    /// Waits until publishers at every server reach the stream that has the subject. Just after its
+    /// creation, and after a change of its leader, a cluster may answer that nobody listens, which
+    /// the client calls `StreamNotFound`.
+    async fn heard(&self, subject: &str) -> Result<()> {
+        for server in self.servers() {
+            let js = context(connect(&[server.url()]).await?);
+            eventually("heard", Duration::from_secs(30), || async {
+                // Refused by whoever hears it.
+                let message = body("").expected_stream("NONE");
+                Ok(publish(&js, subject, message)
+                    .await
+                    .is_err_and(|e| refusal(&e).is_some())
+                    .then_some(()))
+            })
+            .await?;
+        }
+        Ok(())
     }
 }
 
@@ -224,6 +249,20 @@ fn refused<T: Debug>(result: Result<T, PublishError>) -> Result<(u64, String)> {
     }
 }
 
+/// The next `count` messages of a consumer. In a cluster the first request may come to a server that
+/// has not heard of a new consumer yet; it is made again.
+async fn take(consumer: &Consumer<pull::Config>, count: usize) -> Result<Vec<jetstream::Message>> {
+    eventually("messages", Duration::from_secs(30), || async {
+        let request = consumer
+            .batch()
+            .max_messages(count)
+            .expires(Duration::from_secs(10));
+        let batch = request.messages().await?.map_err(anyhow::Error::from_boxed);
+        Ok(Some(batch.try_collect().await?))
+    })
+    .await
+}
+
 /// The server that leads a replicated stream.
 async fn leader(js: &jetstream::Context, stream: &str) -> Result<String> {
     eventually("a leader", Duration::from_secs(30), || async {
@@ -234,12 +273,14 @@ async fn leader(js: &jetstream::Context, stream: &str) -> Result<String> {
 }
 
 /// Has the leader of a replicated stream hand over to another server; returns when that leads.
-async fn step_down(js: &jetstream::Context, client: &Client, stream: &str) -> Result<()> {
-    let before = leader(js, stream).await?;
+async fn step_down(client: &Client, stream: &str) -> Result<()> {
+    // Who has just ceased to lead does not answer: ask again soon.
+    let js = context_with_timeout(client.clone(), Duration::from_millis(300));
+    let before = leader(&js, stream).await?;
     let subject = format!("$JS.API.STREAM.LEADER.STEPDOWN.{stream}");
     client.request(subject, Bytes::new()).await?;
     eventually("another leader", Duration::from_secs(30), || async {
-        Ok((leader(js, stream).await? != before).then_some(()))
+        Ok((leader(&js, stream).await? != before).then_some(()))
     })
     .await
 }

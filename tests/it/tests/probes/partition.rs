@@ -11,9 +11,9 @@ use async_nats::jetstream::{
 };
 use expediter_types::Partition;
 use expediter_wire::subjects::{orders_transform, partition_of};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 
-use super::{Broker, at_one_and_three_replicas, body, publish};
+use super::{Broker, at_one_and_three_replicas, body, publish, take};
 
 at_one_and_three_replicas!(publishers_and_readers_of_a_partition);
 
@@ -45,18 +45,11 @@ async fn publishers_and_readers_of_a_partition(replicas: usize) -> Result<()> {
             ..Default::default()
         })
         .await?;
-    let batch = consumer.fetch().max_messages(64).messages().await?;
-    let got: Vec<(u64, String)> = batch
-        .map(|message| {
-            let message = message.map_err(anyhow::Error::from_boxed)?;
-            let sequence = message
-                .info()
-                .map_err(anyhow::Error::from_boxed)?
-                .stream_sequence;
-            anyhow::Ok((sequence, message.subject.to_string()))
-        })
-        .try_collect()
-        .await?;
+    let mut got = Vec::new();
+    for message in take(&consumer, expected.len()).await? {
+        let info = message.info().map_err(anyhow::Error::from_boxed)?;
+        got.push((info.stream_sequence, message.subject.to_string()));
+    }
     assert_eq!(got, expected);
 
     // The publisher's form of the subject selects nothing.
