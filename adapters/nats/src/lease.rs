@@ -60,7 +60,7 @@ impl Freshness {
         boot().saturating_sub(Duration::from_millis(renewed))
     }
 
-    fn renewed_at(&self, begun: Duration) {
+    pub(crate) fn renewed_at(&self, begun: Duration) {
         let millis = u64::try_from(begun.as_millis()).unwrap_or(u64::MAX);
         self.renewed.store(millis, Ordering::Release);
     }

@@ -1,7 +1,7 @@
 //! Which nodes live, as every node sees it in NODES.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use expediter_types::{NodeName, Partition};
@@ -18,6 +18,8 @@ use crate::map;
 const TOGETHER: Duration = Duration::from_secs(1);
 /// An own lease this old means that the broker does not take renewals.
 const LATE: Duration = Duration::from_millis(1_800);
+/// How often it is looked whether a suspect's further term is over.
+const SUSPICION: Duration = Duration::from_millis(100);
 
 /// A node that lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,32 +61,21 @@ pub(crate) async fn watch_members(
     own: NodeName,
     members: watch::Sender<Arc<Members>>,
 ) {
-    let (changes, mut incoming) = tokio::sync::mpsc::unbounded_channel();
     let what = Follow {
         bucket: subjects::NODES,
         keys: "n.*",
         always_whole: true,
     };
-    let following = follow(&broker, what, Forward(changes));
-    let judging = async {
-        let mut judge = Judge::new(own, freshness);
+    let judge = Arc::new(Mutex::new(Judge::new(own, freshness, members)));
+    let ending = async {
         loop {
-            let step = tokio::time::timeout_at(judge.next_end(), incoming.recv()).await;
-            let now = Instant::now();
-            match step {
-                Ok(Some(Event::Change(change))) => judge.change(change, now),
-                Ok(Some(Event::Synced)) => judge.synced(now),
-                Ok(None) => return,
-                Err(_) => judge.end_suspects(now),
-            }
-            if let Some(new) = judge.take_change() {
-                members.send_replace(Arc::new(new));
-            }
+            tokio::time::sleep(SUSPICION).await;
+            lock(&judge).end_suspects(Instant::now());
         }
     };
     tokio::select! {
-        () = following => {}
-        () = judging => {}
+        () = follow(&broker, what, Follower(judge.clone())) => {}
+        () = ending => {}
     }
 }
 
@@ -92,21 +83,20 @@ pub(crate) fn channel() -> (watch::Sender<Arc<Members>>, watch::Receiver<Arc<Mem
     watch::channel(Arc::new(Members::none()))
 }
 
-enum Event {
-    Change(Change),
-    Synced,
-}
+struct Follower(Arc<Mutex<Judge>>);
 
-struct Forward(tokio::sync::mpsc::UnboundedSender<Event>);
-
-impl Sink for Forward {
+impl Sink for Follower {
     fn change(&mut self, change: Change) {
-        drop(self.0.send(Event::Change(change)));
+        lock(&self.0).change(change, Instant::now());
     }
 
     fn synced(&mut self) {
-        drop(self.0.send(Event::Synced));
+        lock(&self.0).synced(Instant::now());
     }
+}
+
+fn lock(judge: &Mutex<Judge>) -> MutexGuard<'_, Judge> {
+    judge.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Tells the death of a node from the silence of the broker: several that expire together, or while
@@ -117,19 +107,19 @@ struct Judge {
     members: Members,
     suspects: BTreeMap<NodeName, Instant>,
     last_expiry: Option<(Instant, NodeName)>,
-    dirty: bool,
+    told: watch::Sender<Arc<Members>>,
 }
 
 impl Judge {
-    fn new(own: NodeName, freshness: Arc<Freshness>) -> Self {
-        let members = Members::none();
+    fn new(own: NodeName, freshness: Arc<Freshness>, told: watch::Sender<Arc<Members>>) -> Self {
+        let (members, suspects) = (Members::none(), BTreeMap::new());
         Self {
             own,
             freshness,
             members,
-            suspects: BTreeMap::new(),
+            suspects,
             last_expiry: None,
-            dirty: false,
+            told,
         }
     }
 
@@ -193,11 +183,6 @@ impl Judge {
         }
     }
 
-    fn next_end(&self) -> Instant {
-        let far = Instant::now() + Duration::from_secs(3_600);
-        self.suspects.values().min().copied().unwrap_or(far)
-    }
-
     fn end_suspects(&mut self, now: Instant) {
         let ended: Vec<_> = self
             .suspects
@@ -217,10 +202,79 @@ impl Judge {
 
     fn changed(&mut self, now: Instant) {
         self.members.changed = now;
-        self.dirty = true;
+        self.told.send_replace(Arc::new(self.members.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> NodeName {
+        NodeName::new(text).unwrap()
     }
 
-    fn take_change(&mut self) -> Option<Members> {
-        std::mem::take(&mut self.dirty).then(|| self.members.clone())
+    fn judge() -> (Judge, watch::Receiver<Arc<Members>>) {
+        let (told, members) = channel();
+        let freshness = Arc::new(Freshness::default());
+        freshness.renewed_at(crate::clock::boot());
+        let mut judge = Judge::new(name("own"), freshness, told);
+        for node in ["own", "a", "b", "c"] {
+            judge.members.live.insert(
+                name(node),
+                Member {
+                    instance: "i".into(),
+                    leaving: false,
+                },
+            );
+        }
+        judge.synced(Instant::now());
+        (judge, members)
+    }
+
+    fn live(members: &watch::Receiver<Arc<Members>>) -> Vec<String> {
+        members
+            .borrow()
+            .live
+            .keys()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn one_death_is_believed() {
+        let (mut judge, members) = judge();
+        judge.expire(name("a"), Instant::now());
+        assert_eq!(live(&members), ["b", "c", "own"]);
+        judge.expire(name("own"), Instant::now());
+        assert_eq!(live(&members), ["b", "c", "own"], "the own key comes back");
+    }
+
+    #[test]
+    fn deaths_together_get_another_term() {
+        let (mut judge, members) = judge();
+        let now = Instant::now();
+        judge.expire(name("a"), now);
+        judge.expire(name("b"), now + Duration::from_millis(200));
+        judge.expire(name("c"), now + Duration::from_millis(400));
+        assert_eq!(live(&members), ["b", "c", "own"]);
+        judge.end_suspects(now + TTL);
+        assert_eq!(live(&members), ["b", "c", "own"], "not yet");
+        judge.end_suspects(now + TTL + Duration::from_millis(300));
+        assert_eq!(live(&members), ["c", "own"]);
+    }
+
+    #[test]
+    fn nobody_is_judged_while_the_own_lease_is_late() {
+        let (mut judge, members) = judge();
+        let late = crate::clock::boot().saturating_sub(Duration::from_millis(2_500));
+        judge.freshness.renewed_at(late);
+        let now = Instant::now();
+        judge.expire(name("a"), now);
+        judge.end_suspects(now + TTL);
+        assert_eq!(live(&members).len(), 4);
+        judge.freshness.renewed_at(crate::clock::boot());
+        judge.end_suspects(now + TTL + TTL);
+        assert_eq!(live(&members).len(), 3);
     }
 }

@@ -212,7 +212,7 @@ async fn epoch(
     let stamp = recovered.stamp;
     let shared = environment.shared.clone();
     let Fence { log, fenced: fence } =
-        FencedLog::new(shared, partition, stamp, former, witnessed.clone());
+        FencedLog::open(shared, partition, stamp, former, witnessed.clone());
     let start = StartPartition {
         partition,
         recovered,

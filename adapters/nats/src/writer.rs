@@ -98,7 +98,7 @@ pub(crate) struct Fence {
 }
 
 impl FencedLog {
-    pub(crate) fn new(
+    pub(crate) fn open(
         shared: Arc<Shared>,
         partition: Partition,
         stamp: Stamp,

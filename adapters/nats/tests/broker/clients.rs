@@ -19,7 +19,7 @@ fn registration(id: &str, url: &str, actor: &str) -> Registration {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_of_other_settings_are_refused() {
-    let server = Server::start();
+    let server = Server::start().await;
     let connection = server.connect().await;
     let topology = Topology {
         partitions: Some(8),
@@ -79,7 +79,7 @@ async fn streams_of_other_settings_are_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_registry_is_followed_and_guarded() {
-    let server = Server::start();
+    let server = Server::start().await;
     let connection = server.connect().await;
     ensure(&connection, &Topology::default()).await.unwrap();
     let registry = Registry::new(&connection);
@@ -156,7 +156,7 @@ async fn the_registry_is_followed_and_guarded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn owners_answer_and_outcomes_are_found() {
-    let server = Server::start();
+    let server = Server::start().await;
     let connection = server.connect().await;
     ensure(&connection, &Topology::default()).await.unwrap();
     let p = Partition(3);

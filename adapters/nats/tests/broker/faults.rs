@@ -7,7 +7,7 @@ use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_owner_that_lost_its_claim_is_refused() {
-    let server = Server::start();
+    let server = Server::start().await;
     let connection = server.connect().await;
     let host = Host::default();
     let node = start(&server, "a", &host).await;
@@ -59,7 +59,7 @@ async fn an_owner_that_lost_its_claim_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_broker_loses_nothing_for_the_intake() {
-    let mut server = Server::start();
+    let mut server = Server::start().await;
     let connection = server.connect().await;
     let host = Host::default();
     let node = start(&server, "a", &host).await;
@@ -77,7 +77,7 @@ async fn a_killed_broker_loses_nothing_for_the_intake() {
         );
         if n == 1_000 || n == 2_000 {
             server.kill();
-            server.run();
+            server.run().await;
         }
     }
     for ack in acks {
@@ -97,7 +97,7 @@ async fn a_killed_broker_loses_nothing_for_the_intake() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_comes_back_empty_is_noticed() {
-    let mut server = Server::start();
+    let mut server = Server::start().await;
     let connection = server.connect().await;
     let (host, known) = (Host::default(), Known::default());
     let node = start_with(&server, "a", &host, &known).await.unwrap();
@@ -123,7 +123,7 @@ async fn a_broker_that_comes_back_empty_is_noticed() {
 
     server.kill();
     server.wipe();
-    server.run();
+    server.run().await;
     until("noticed", || host.state().partitions[&p].starts.len() == 2).await;
     let recovered = host.last_start(p);
     assert_eq!(recovered.stamp.incarnation.counter, 2);
@@ -174,15 +174,16 @@ async fn a_broker_that_comes_back_empty_is_noticed() {
                 .all(|work| work.starts.len() == 2)
     })
     .await;
-    until("the registry is back", || {
-        known.urls().contains_key("luigis")
-    })
-    .await;
-    let restored = Registry::new(&connection)
-        .get(&merchant("luigis"))
-        .await
-        .unwrap()
-        .unwrap();
+    let registry = Registry::new(&connection);
+    let deadline = Instant::now() + LONG;
+    let restored = loop {
+        if let Ok(Some(entry)) = registry.get(&merchant("luigis")).await {
+            break entry;
+        }
+        assert!(Instant::now() < deadline, "the registry was not put back");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(known.urls().contains_key("luigis"), "never forgotten here");
     assert!(
         restored.registration.actor.contains("node a"),
         "{}",
@@ -198,7 +199,7 @@ async fn a_broker_that_comes_back_empty_is_noticed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn new_orders_do_not_wait_behind_a_long_past() {
-    let server = Server::start();
+    let server = Server::start().await;
     let connection = server.connect().await;
     let topology = expediter_nats::Topology::default();
     expediter_nats::ensure(&connection, &topology)

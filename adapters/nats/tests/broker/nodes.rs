@@ -7,7 +7,7 @@ use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lonely_node_works_at_once_and_gives_all_back() {
-    let server = Server::start();
+    let server = Server::start().await;
     let host = Host::default();
     let begun = Instant::now();
     let node = start(&server, "a", &host).await;
@@ -71,7 +71,7 @@ async fn a_lonely_node_works_at_once_and_gives_all_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_share_and_hand_over() {
-    let server = Server::start();
+    let server = Server::start().await;
     let (one, two) = (Host::default(), Host::default());
     let first = start(&server, "a", &one).await;
     ready(&first, 16).await;
@@ -116,7 +116,7 @@ async fn two_nodes_share_and_hand_over() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_in_use_is_refused() {
-    let server = Server::start();
+    let server = Server::start().await;
     let host = Host::default();
     let node = start(&server, "a", &host).await;
     ready(&node, 16).await;
@@ -138,7 +138,7 @@ async fn a_name_in_use_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crashed_node_is_replaced_after_its_lease() {
-    let server = Server::start();
+    let server = Server::start().await;
     let (one, two) = (Host::default(), Host::default());
     let first = start(&server, "a", &one).await;
     ready(&first, 16).await;
@@ -161,7 +161,7 @@ async fn a_crashed_node_is_replaced_after_its_lease() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn recovery_knows_what_was_finished() {
-    let server = Server::start();
+    let server = Server::start().await;
     let connection = server.connect().await;
     let host = Host::default();
     let node = start(&server, "a", &host).await;
@@ -207,7 +207,7 @@ async fn recovery_knows_what_was_finished() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_marks_call_finished_is_deleted() {
-    let server = Server::start();
+    let server = Server::start().await;
     let connection = server.connect().await;
     let host = Host::default();
     let node = start(&server, "a", &host).await;

@@ -14,7 +14,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -26,11 +26,11 @@ impl Server {
             dir,
             port,
         };
-        server.run();
+        server.run().await;
         server
     }
 
-    pub(crate) fn run(&mut self) {
+    pub(crate) async fn run(&mut self) {
         let child = Command::new(binary())
             .args([
                 "-a",
@@ -52,7 +52,7 @@ impl Server {
                 Instant::now() < deadline,
                 "nats-server did not open its port"
             );
-            std::thread::sleep(Duration::from_millis(10));
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
