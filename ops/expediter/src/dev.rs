@@ -11,15 +11,15 @@ mod table;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use expediter_fleet::nats_server::{self, NatsServer};
 use expediter_nats::Connection;
 
+use crate::cli;
 use crate::config::Config;
-use crate::node::{RunningNode, StopSignals};
+use crate::node::{self, RunningNode, StopSignals};
 use account::Account;
 use screen::Screen;
 use table::Table;
@@ -37,9 +37,6 @@ pub(crate) struct Args {
     /// End after this time, such as 20s or 5m.
     #[arg(long = "for", value_name = "DURATION", value_parser = expediter_types::parse_duration)]
     for_: Option<Duration>,
-    /// Use this NATS server instead of starting one.
-    #[arg(long, value_name = "URL")]
-    nats: Option<String>,
     /// Orders a second, over all merchants.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     rate: u32,
@@ -54,8 +51,19 @@ pub(crate) struct Args {
     plain: bool,
 }
 
-/// Runs the demonstration; the exit code says whether an order was lost.
-pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+/// Runs the demonstration, with a broker of its own unless `nats` names one. An order that was lost
+/// is an error.
+pub(crate) fn run(args: Args, nats: Option<&str>) -> Result<(), cli::Error> {
+    let lost = node::block_on(demonstrate(&args, nats))??;
+    match lost {
+        0 => Ok(()),
+        1 => Err(cli::Error::failed("1 order was lost")),
+        lost => Err(cli::Error::failed(format!("{lost} orders were lost"))),
+    }
+}
+
+/// Gives the number of lost orders.
+async fn demonstrate(args: &Args, nats: Option<&str>) -> anyhow::Result<u64> {
     let mut stop = StopSignals::new()?;
     let interactive = std::io::stdout().is_terminal() && !args.plain;
     if !args.keep && args.data_dir.exists() {
@@ -63,10 +71,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     std::fs::create_dir_all(&args.data_dir)
         .with_context(|| format!("cannot make the data directory {}", args.data_dir.display()))?;
-    let mut config = config(&args)?;
+    let mut config = config(args)?;
     let guard = expediter_telemetry::logs::init(&log_options(&config, interactive)?)?;
 
-    let broker = match &args.nats {
+    let broker = match nats {
         Some(_) => None,
         None => {
             let options = nats_server::Options {
@@ -76,8 +84,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Some(NatsServer::start(options).await?)
         }
     };
-    let url = match (&args.nats, &broker) {
-        (Some(url), _) => url.clone(),
+    let url = match (nats, &broker) {
+        (Some(url), _) => url.to_owned(),
         (None, Some(broker)) => broker.url(),
         (None, None) => unreachable!("a broker is started when no URL is given"),
     };
@@ -87,7 +95,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let fleet = fleet::start()?;
     let node = tokio::select! {
         node = RunningNode::start(&config, guard.tracing()) => node?,
-        _ = stop.next() => return Ok(ExitCode::SUCCESS),
+        _ = stop.next() => return Ok(0),
     };
     let connection = Connection::open_once(&config.connect_options("expediter dev")?).await?;
     fleet::register(&connection, &fleet).await?;
@@ -129,7 +137,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         broker.terminate().await;
     }
     let _flushed = tokio::task::spawn_blocking(move || guard.shutdown(Duration::from_secs(2))).await;
-    Ok(if verdict.lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(verdict.lost)
 }
 
 fn config(args: &Args) -> anyhow::Result<Config> {

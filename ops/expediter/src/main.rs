@@ -1,8 +1,11 @@
 //! The one binary: a node, and all that people do with a platform of nodes.
 
+mod bench;
 mod cli;
 mod config;
 mod control;
+mod dev;
+mod node;
 
 use std::process::ExitCode;
 
@@ -22,6 +25,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Run a node
+    #[command(after_help = node::EXAMPLES)]
+    Serve,
+    /// Watch the main job on this machine: broker, node, merchants and orders in one command
+    Dev(dev::Args),
+    /// Measure how much is forwarded, and what that costs
+    #[command(subcommand)]
+    Bench(bench::Verb),
     /// Print and check settings
     #[command(subcommand)]
     Config(cli::config::Verb),
@@ -38,6 +49,9 @@ fn main() -> ExitCode {
 
 fn run(global: &Global, verb: Verb) -> Result<(), Error> {
     match verb {
+        Verb::Serve => node::run(global.settings()?),
+        Verb::Dev(args) => dev::run(args, global.nats.as_deref()),
+        Verb::Bench(verb) => bench::run(global, verb),
         Verb::Config(verb) => cli::config::run(global, verb),
         Verb::Completion(args) => cli::completion::run::<Cli>(&args),
         Verb::Version => cli::version(global),

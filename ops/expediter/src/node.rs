@@ -15,11 +15,13 @@ use expediter_http::HttpCourier;
 use expediter_nats::Node;
 use expediter_ports::MerchantStore as _;
 use expediter_runtime::{Clock, MerchantDirectory, Platform};
-use expediter_telemetry::{Alarm, Metrics, TracedCourier, Tracing};
+use expediter_telemetry::metrics::Alarm;
+use expediter_telemetry::{Metrics, TracedCourier, Tracing};
 use expediter_types::{ClosedBecause, MerchantId};
 use roaring::RoaringTreemap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::cli;
 use crate::config::Config;
 use crate::control::Control;
 use events::Events;
@@ -73,7 +75,7 @@ impl RunningNode {
             nats_options(config)?,
             Arc::new(platform.clone()),
             Arc::clone(&directory) as _,
-            Arc::new(Control::new(platform.clone())),
+            Arc::new(Control::new(platform.clone(), config.node_name())),
             Arc::clone(&events) as _,
         );
         let started = Arc::new(started.await?);
@@ -138,16 +140,42 @@ impl RunningNode {
     }
 }
 
+/// Below `expediter serve --help`.
+pub(crate) const EXAMPLES: &str = "\
+Runs until SIGTERM or Ctrl-C, then hands its partitions over in order.
+
+Examples:
+  expediter config default > expediter.toml
+  expediter serve --config expediter.toml
+  EXPEDITER_NODE_NAME=kitchen-1 expediter serve --nats nats://10.0.0.5:4222";
+
 /// `expediter serve`: runs until SIGTERM or SIGINT.
-pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
+pub(crate) fn run(config: Config) -> Result<(), cli::Error> {
+    block_on(serve(config))??;
+    Ok(())
+}
+
+/// Runs on the process's own runtime, with the one TLS provider.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
+    // A second call finds the same provider in place.
+    let _installed = rustls::crypto::ring::default_provider().install_default().is_ok();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("expediter")
+        .build()
+        .context("cannot start the runtime")?;
+    Ok(runtime.block_on(future))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
     let guard = expediter_telemetry::logs::init(&config.log_options())?;
-    let result = run(&config, guard.tracing()).await;
+    let result = work(&config, guard.tracing()).await;
     let flushed = tokio::task::spawn_blocking(move || guard.shutdown(Duration::from_secs(5)));
     flushed.await.context("flushing the telemetry")?;
     result
 }
 
-async fn run(config: &Config, tracing: Tracing) -> anyhow::Result<()> {
+async fn work(config: &Config, tracing: Tracing) -> anyhow::Result<()> {
     let mut stop = StopSignals::new()?;
     let node = tokio::select! {
         node = RunningNode::start(config, tracing) => node?,

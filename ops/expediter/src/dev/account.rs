@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use expediter_nats::{Connection, OutcomeItem, TailFrom};
+use expediter_types::OutcomeKind;
 use tokio::sync::mpsc;
 
 use crate::node::RunningNode;
@@ -78,9 +79,9 @@ impl Account {
 
     fn finished(&self, item: &OutcomeItem) {
         let mut books = self.books();
-        let seq = item.seq();
+        let seq = item.outcome.seq;
         books.finished += 1;
-        if item.is_delivered() {
+        if item.outcome.kind == OutcomeKind::Delivered {
             books.delivered += 1;
         }
         if !books.open.remove(&seq) {

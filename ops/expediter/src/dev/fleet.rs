@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use expediter_fleet::merchants::{Behaviour, Fleet, FleetHandle, Options, Record};
+use expediter_fleet::merchants::{Behaviour, Fleet, FleetHandle, Options, RateLimit, Record};
 use expediter_nats::{Connection, Registry};
 use expediter_runtime::Clock;
-use expediter_types::{Idempotency, Merchant, MerchantId, Rate};
+use expediter_types::{Idempotency, Merchant, MerchantId};
 use expediter_wire::registry::Registration;
 
 /// Id, name, and share of the orders in parts of 100.
@@ -13,10 +13,13 @@ pub(super) const MERCHANTS: [(&str, &str, u32); 6] = [
     ("fast", "Luigi's Sandwiches", 50),
     ("slow", "Slow Food Kitchen", 8),
     ("flaky", "Patchy Pizza", 16),
-    ("rate-limiting", "Twenty a Second Sushi", 16),
+    ("rate-limiting", "Eight a Second Sushi", 16),
     ("hung", "Never Answers Noodles", 4),
     ("rejecting", "Sold Out Salads", 6),
 ];
+
+/// The rate-limiting merchant's limit, a little below its share of the default flow.
+const RATE_LIMIT: u32 = 8;
 
 /// Starts the fleet on a free port of the loopback interface.
 pub(super) fn start() -> anyhow::Result<FleetHandle> {
@@ -26,7 +29,13 @@ pub(super) fn start() -> anyhow::Result<FleetHandle> {
             "fast" => Behaviour::fast(),
             "slow" => Behaviour::slow(),
             "flaky" => Behaviour::flaky(),
-            "rate-limiting" => Behaviour::rate_limiting(),
+            "rate-limiting" => Behaviour {
+                rate_limit: Some(RateLimit {
+                    per_second: RATE_LIMIT,
+                    retry_after: Duration::from_secs(1),
+                }),
+                ..Behaviour::rate_limiting()
+            },
             "hung" => Behaviour::hung(),
             _ => Behaviour::rejecting(),
         };
@@ -49,12 +58,13 @@ pub(super) async fn register(connection: &Connection, fleet: &FleetHandle) -> an
         merchant.limits.concurrency = 16;
         merchant.retry.max = Duration::from_secs(10);
         merchant.retry.deadline = Duration::from_secs(600);
-        if id.as_str() == "rate-limiting" {
-            merchant.limits.rate = Rate::new(15, Duration::from_secs(1));
-            merchant.limits.burst = 5;
-        }
         let revision = registry.get(&id).await?.map_or(0, |entry| entry.revision);
-        let registration = Registration::new(merchant, "expediter dev", Clock::now().wall);
+        let registration = Registration {
+            merchant,
+            actor: "expediter dev".to_owned(),
+            at: Clock::now().wall,
+            rolled_back_from: None,
+        };
         registry.put(&registration, revision).await?;
     }
     Ok(())

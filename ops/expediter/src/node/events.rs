@@ -8,7 +8,8 @@ use expediter_core::partition::Event;
 use expediter_nats::NodeEvents;
 use expediter_ports::StoreError;
 use expediter_runtime::PlatformEvents;
-use expediter_telemetry::{Alarm, Metrics};
+use expediter_telemetry::Metrics;
+use expediter_telemetry::metrics::Alarm;
 use expediter_types::{OutcomeKind, Partition};
 use tokio::sync::watch;
 
