@@ -19,7 +19,7 @@ pub(super) const MERCHANTS: [(&str, &str, u32); 6] = [
 ];
 
 /// The rate-limiting merchant's limit, a little below its share of the default flow.
-const RATE_LIMIT: u32 = 8;
+const RATE_LIMIT: f64 = 8.0;
 
 /// Starts the fleet on a free port of the loopback interface.
 pub(super) fn start() -> anyhow::Result<FleetHandle> {
