@@ -4,18 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use bytes::Bytes;
 use expediter_core::store::PartitionMeta;
 use expediter_ports::Stopped;
-use expediter_types::{Claim, ClaimState, Incarnation, NodeName, Partition, Seq, Stamp};
+use expediter_types::{
+    Claim, ClaimState, Incarnation, NodeName, Partition, Seq, Stamp, UnixMillis,
+};
 use expediter_wire::{records, subjects};
 use tokio::sync::watch;
 
 use crate::Error;
-use crate::broker::{Broker, NoAck, StreamState};
-use crate::clock::wall;
+use crate::broker::{Broker, NoAck};
+use crate::clock::{millis, wall};
 use crate::error::chain;
-use crate::identity::{Identity, Witness, check};
+use crate::identity::{Identity, Witness, check, check_by_mark};
 use crate::members::Members;
 use crate::recovery::{Claimed, MarkHead};
 
@@ -196,8 +197,12 @@ impl Claimant {
                 cut = Some(cut.map_or(survived, |least| least.min(survived)));
             }
         }
-        if cut.is_none() {
-            cut = self.shorter_than_marked(partition, former, state).await?;
+        if cut.is_none()
+            && let Some((seen, marked_at)) = self.newest_mark(partition, former).await?
+            && let Identity::Lost { cut: survived, .. } =
+                check_by_mark(&self.broker, seen, marked_at).await?
+        {
+            cut = Some(survived);
         }
         let Some(cut) = cut else {
             return Ok((former, former_cut));
@@ -217,26 +222,24 @@ impl Claimant {
         Ok((incarnation, cut))
     }
 
-    /// Without a store nobody remembers a message, but the newest mark tells how far the log went.
-    async fn shorter_than_marked(
+    /// What the newest mark of this log had seen, and when it was stored.
+    async fn newest_mark(
         &self,
         partition: Partition,
         former: Incarnation,
-        state: StreamState,
-    ) -> Result<Option<Seq>, Error> {
+    ) -> Result<Option<(Seq, UnixMillis)>, Error> {
         let subject = subjects::mark(partition);
         let Some(message) = self.broker.last(subjects::OUTCOMES, &subject).await? else {
             return Ok(None);
         };
-        let payload = Bytes::from(message.payload.to_vec());
-        let head: Option<MarkHead> = serde_json::from_slice(&payload).ok();
-        let commit = records::decode_entry(&subject, &payload);
-        let same = matches!(
+        let head: Option<MarkHead> = serde_json::from_slice(&message.payload).ok();
+        let commit = records::decode_entry(&subject, &message.payload);
+        let of_this_log = matches!(
             commit,
             Ok(records::WireEntry::Mark(commit)) if commit.stamp.incarnation == former
         );
-        let shorter = head.filter(|head| same && head.seen > state.last);
-        Ok(shorter.map(|_| state.last))
+        let head = head.filter(|_| of_this_log);
+        Ok(head.map(|head| (head.seen, millis(message.time))))
     }
 }
 

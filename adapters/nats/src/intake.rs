@@ -30,6 +30,8 @@ const BEHIND_FOR: Duration = Duration::from_millis(500);
 const NEAR: u64 = 256;
 /// A message that the leader has and the reader does not deliver for so many looks.
 const STALLED: u32 = 3;
+/// A claim that was not found so often, over some seconds, is lost.
+const CLAIM_MISSING: u32 = 8;
 
 /// Why a partition's intake ended.
 #[derive(Debug)]
@@ -56,6 +58,8 @@ pub(crate) struct Intake {
     /// Everything at or below it was handed over, or need not be.
     pub(crate) taken: Seq,
     pub(crate) witness: watch::Sender<Witness>,
+    /// So often in turn the claim was not found.
+    pub(crate) missing: u32,
 }
 
 /// What ends one reader.
@@ -122,8 +126,17 @@ impl Intake {
             let subject = subjects::claim(self.partition);
             let claim = self.broker.last(subjects::OUTCOMES, &subject).await?;
             let stands = claim.map_or(0, |claim| claim.sequence);
-            if stands != self.token {
+            // A new leader may not have read all of its own log yet.
+            self.missing = if stands < self.token {
+                self.missing + 1
+            } else {
+                0
+            };
+            if stands > self.token || self.missing > CLAIM_MISSING {
                 return Ok(Err(End::ClaimGone(stands)));
+            }
+            if stands < self.token {
+                return Err(Error::plain("the claim is not there"));
             }
         }
         let (partition, token) = (self.partition, self.token);
@@ -145,6 +158,8 @@ impl Intake {
         // Ends with this reader.
         let mut fresh = JoinSet::new();
         let opened = Instant::now();
+        let mut link = self.broker.connection.watch();
+        let connects = link.borrow_and_update().connects;
         let mut quiet = true;
         let mut stalled: Option<(Seq, u32)> = None;
         if reader.pending_at_start() > FAR_BEHIND {
@@ -166,6 +181,11 @@ impl Intake {
                     }
                 }
                 _ = fresh.join_next(), if !fresh.is_empty() => {}
+                changed = link.changed() => {
+                    if changed.is_err() || link.borrow_and_update().connects != connects {
+                        return Err(Interrupted::Reader("the connection is another".into()));
+                    }
+                }
                 changed = self.view.changed() => {
                     if changed.is_err() {
                         return Err(Interrupted::Reader("the node ends".into()));

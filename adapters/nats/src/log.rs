@@ -12,6 +12,8 @@ use crate::identity::{Identity, Witness, check};
 use crate::{Error, NodeEvents, Topology, ensure};
 
 const EVERY: Duration = Duration::from_secs(1);
+/// All streams and buckets are looked at every so many looks.
+const ALL: u32 = 30;
 
 /// ORDERS as it was at the last look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,8 +34,11 @@ pub(crate) async fn look(
     let mut witness: Option<Witness> = None;
     let mut interval = tokio::time::interval(EVERY);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    for look in 1_u32.. {
         interval.tick().await;
+        if look.is_multiple_of(ALL) {
+            mend(&broker, &topology).await;
+        }
         match once(&broker, &topology, &mut witness).await {
             Ok((state, lost)) => {
                 events.log_size(state.messages, state.bytes);
@@ -55,7 +60,7 @@ async fn once(
     let state = match broker.state(subjects::ORDERS).await {
         Err(Error::NoStream { .. }) => {
             tracing::error!("the broker has lost its streams: creating them anew");
-            ensure(&broker.connection, topology).await?;
+            mend(broker, topology).await;
             broker.state(subjects::ORDERS).await?
         }
         other => other?,
@@ -66,7 +71,7 @@ async fn once(
     };
     if lost {
         // The buckets and OUTCOMES may be gone as well.
-        ensure(&broker.connection, topology).await?;
+        mend(broker, topology).await;
     }
     if lost || witness.is_none() {
         *witness = Some(Witness {
@@ -81,4 +86,18 @@ async fn once(
         witness.advance(state.last, state.last_at);
     }
     Ok((state, lost))
+}
+
+/// Makes what is missing; what differs is somebody's doing, and left alone.
+async fn mend(broker: &Broker, topology: &Topology) {
+    match ensure(&broker.connection, topology).await {
+        Ok(_) => {}
+        Err(error @ Error::Broker { .. }) => {
+            tracing::debug!(error = chain(&error), "the streams cannot be looked at");
+        }
+        Err(error) => tracing::error!(
+            error = chain(&error),
+            "the streams are not as they should be"
+        ),
+    }
 }

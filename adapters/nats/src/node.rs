@@ -107,7 +107,8 @@ impl NodeStatus {
             .partitions
             .iter()
             .all(|(_, phase)| *phase == PartitionPhase::Running);
-        self.connected && self.registry_loaded && self.lease_fresh && running
+        let known = self.live_nodes > 0;
+        self.connected && self.registry_loaded && self.lease_fresh && known && running
     }
 }
 

@@ -238,6 +238,7 @@ async fn epoch(
         view: environment.view.clone(),
         taken: read_after,
         witness,
+        missing: 0,
     };
     let side = side_tasks(environment, &claimed);
     let end = run(reading, fence, command).await;

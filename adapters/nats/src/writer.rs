@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::broker::{Broker, NoAck};
 use crate::compaction::Marks;
+use crate::registry::Registry;
 use crate::error::chain;
 use crate::identity::{Identity, Witness, check};
 use crate::lease::Freshness;
@@ -28,6 +29,8 @@ use crate::{Error, NodeEvents};
 const REPUBLISH_WIDTH: usize = 64;
 /// A lost order is tried so often before the caller hears of it.
 const REPUBLISH_TRIES: u32 = 5;
+/// A claim that was not found by so many writes is lost.
+const CLAIM_MISSING: u32 = 8;
 
 /// What all partitions of a node write with.
 #[derive(Debug)]
@@ -77,6 +80,8 @@ pub(crate) struct FencedLog {
     /// Set once, to the claim that stands instead.
     fenced: watch::Sender<Option<Seq>>,
     over: AtomicBool,
+    /// So often in turn the claim was not found.
+    missing: AtomicU32,
 }
 
 impl fmt::Debug for FencedLog {
@@ -106,8 +111,9 @@ impl FencedLog {
         witness: watch::Receiver<Witness>,
     ) -> Fence {
         let (sender, fenced) = watch::channel(None);
-        let over = AtomicBool::new(false);
+        let (over, missing) = (AtomicBool::new(false), AtomicU32::new(0));
         let log = Self {
+            missing,
             shared,
             partition,
             stamp,
@@ -138,7 +144,20 @@ impl FencedLog {
         headers.insert(async_nats::header::NATS_MESSAGE_ID, msg_id);
         fence(&mut headers, self.partition, self.stamp.token);
         match self.shared.broker.publish(subject, headers, payload).await {
-            Ok(ack) => Ok(ack.seq),
+            Ok(ack) => {
+                self.missing.store(0, Ordering::Relaxed);
+                Ok(ack.seq)
+            }
+            // An older claim stands, or none: a leader that has not read all of its log, or one
+            // that has lost some.
+            Err(NoAck::WrongLast { current })
+                if current < self.stamp.token
+                    && self.missing.fetch_add(1, Ordering::Relaxed) < CLAIM_MISSING =>
+            {
+                Err(PublishFailure::Undecided(format!(
+                    "claim {current} is the last"
+                )))
+            }
             Err(NoAck::WrongLast { current }) if current != self.stamp.token => {
                 self.end();
                 self.fenced.send_replace(Some(current));
@@ -292,6 +311,12 @@ impl PartitionLog for Fenced {
 
     fn lease_fresh(&self) -> bool {
         !self.0.over.load(Ordering::Acquire) && self.0.shared.freshness.fresh()
+    }
+
+    fn registered(&self, merchant: &MerchantId) -> BoxFuture<'static, Option<bool>> {
+        let registry = Registry::of(self.0.shared.broker.clone());
+        let merchant = merchant.clone();
+        Box::pin(async move { registry.get(&merchant).await.ok().map(|entry| entry.is_some()) })
     }
 }
 
