@@ -89,9 +89,7 @@ pub trait PartitionLog: Debug + Send + Sync + 'static {
     fn lease_fresh(&self) -> bool;
 
     /// Asks the registry's leader whether a merchant is registered; `None`: it could not be asked.
-    fn registered(&self, _merchant: &MerchantId) -> BoxFuture<'static, Option<bool>> {
-        Box::pin(std::future::ready(None))
-    }
+    fn registered(&self, merchant: &MerchantId) -> BoxFuture<'static, Option<bool>>;
 }
 
 /// A partition that was claimed and recovered.

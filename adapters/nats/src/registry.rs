@@ -54,6 +54,10 @@ impl Registry {
         }
     }
 
+    pub(crate) fn of(broker: Broker) -> Self {
+        Self { broker }
+    }
+
     /// All merchants, by id.
     ///
     /// # Errors
