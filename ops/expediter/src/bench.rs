@@ -50,7 +50,11 @@ pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
         .build()
         .context("starting the publisher")?;
     let report = runtime.block_on(forward(args))?;
-    let text = if global.json { report.json()? } else { report.text() };
+    let text = if global.json {
+        report.json()?
+    } else {
+        report.text()
+    };
     let mut out = io::stdout().lock();
     writeln!(out, "{}", text.trim_end())?;
     out.flush()?;

@@ -8,24 +8,26 @@ use expediter_types::{Idempotency, parse_duration};
 use super::scratch;
 use crate::cli::Error;
 
-pub(super) const EXAMPLES: &str = "\
+macro_rules! examples {
+    () => {
+        "\
 Examples:
   expediter bench forward
   expediter bench forward --merchants 200 --latency 50ms --orders 100000 --json
   expediter bench forward --ordered --orders 50000
   expediter bench forward --rate 2000 --orders 60000      latencies without a backlog
   expediter bench forward --runs 5 --set node.shards=1
+"
+    };
+}
 
---help tells what the figures are.";
+/// Below `-h`.
+pub(super) const EXAMPLES: &str = concat!(examples!(), "\n--help tells what the figures are.");
 
-pub(super) const FIGURES: &str = "\
-Examples:
-  expediter bench forward
-  expediter bench forward --merchants 200 --latency 50ms --orders 100000 --json
-  expediter bench forward --ordered --orders 50000
-  expediter bench forward --rate 2000 --orders 60000      latencies without a backlog
-  expediter bench forward --runs 5 --set node.shards=1
-
+/// Below `--help`.
+pub(super) const FIGURES: &str = concat!(
+    examples!(),
+    "
 What runs:
   nats-server, a node (`expediter serve`) and the merchants, each a process of its own; this process
   publishes and watches. After the warm-up all of the measured orders are published as fast as the
@@ -53,7 +55,8 @@ Figures:
   With --runs each figure is the median, but for counts of faults: these are the worst.
 
 Exit code 0: every acknowledged order arrived once, whole, with an outcome, and with --ordered in
-order; 1: not so, or something failed.";
+order; 1: not so, or something failed."
+);
 
 /// What `expediter bench forward` is told.
 #[derive(Debug, Clone, clap::Args)]
@@ -150,7 +153,9 @@ impl ForwardArgs {
             return usage("--latency and --jitter are at most 60s together");
         }
         if self.ordered && self.concurrency.is_some_and(|most| most > 1) {
-            return usage("--ordered sends one order of a merchant at a time: leave out --concurrency");
+            return usage(
+                "--ordered sends one order of a merchant at a time: leave out --concurrency",
+            );
         }
         Ok(self)
     }

@@ -29,7 +29,7 @@ pub(super) async fn read(connection: &Connection, acked: &[bool]) -> anyhow::Res
     };
     let (sender, mut outcomes) = mpsc::channel(4_096);
     let reading = expediter_nats::tail_outcomes(connection, TailFrom::After(0), sender);
-    let counting = async {
+    let counting = async move {
         while books.unfinished > 0 {
             let Ok(Some(item)) = tokio::time::timeout(QUIET, outcomes.recv()).await else {
                 break;
@@ -42,9 +42,10 @@ pub(super) async fn read(connection: &Connection, acked: &[bool]) -> anyhow::Res
                 books.not_delivered += u64::from(!delivered);
             }
         }
-        drop(outcomes);
+        // The receiver goes, and the reading ends.
+        books
     };
-    let (read, ()) = futures::join!(reading, counting);
+    let (read, books) = futures::join!(reading, counting);
     read.context("reading OUTCOMES")?;
     Ok(books)
 }

@@ -52,7 +52,10 @@ async fn get(addr: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     stream.read_to_string(&mut answer).await?;
     let cut = || io::Error::new(io::ErrorKind::InvalidData, "the answer was cut");
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(cut)?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
     Ok((status.ok_or_else(cut)?, body.to_owned()))
 }
 

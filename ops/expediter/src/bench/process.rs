@@ -25,7 +25,10 @@ impl Process {
         log: PathBuf,
     ) -> anyhow::Result<Self> {
         let file = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
         let child = spawn_bound(command).with_context(|| format!("starting the {what}"))?;
         Ok(Self { what, child, log })
     }
@@ -74,7 +77,9 @@ impl Process {
     pub(super) fn complaints(&self) -> (usize, Option<String>) {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let mut complaints = log.lines().filter(|line| {
-            ["\"level\":\"WARN\"", "\"level\":\"ERROR\""].iter().any(|level| line.contains(level))
+            ["\"level\":\"WARN\"", "\"level\":\"ERROR\""]
+                .iter()
+                .any(|level| line.contains(level))
         });
         let first = complaints.next().map(str::to_owned);
         (usize::from(first.is_some()) + complaints.count(), first)

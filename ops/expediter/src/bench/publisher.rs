@@ -79,12 +79,7 @@ impl Publisher {
 
     /// Publishes `count` orders, `rate` a second or as fast as they are acknowledged, and waits for
     /// the last acknowledgement.
-    pub(super) async fn publish(
-        &mut self,
-        count: u64,
-        rate: Option<u32>,
-        mut progress: impl FnMut(u64),
-    ) -> anyhow::Result<Sent> {
+    pub(super) async fn publish(&mut self, count: u64, rate: Option<u32>) -> anyhow::Result<Sent> {
         let mut sent = Sent::default();
         let mut waiting = VecDeque::with_capacity(WINDOW);
         let (start, start_us) = (Instant::now(), now_us());
@@ -105,7 +100,6 @@ impl Publisher {
             };
             waiting.push_back(self.publish_one(due_us).await?);
             sent.published += 1;
-            progress(sent.published);
         }
         while !waiting.is_empty() {
             settle(&mut waiting, &mut sent).await;
@@ -125,7 +119,9 @@ impl Publisher {
         headers.insert(order::CE_TYPE, "order.created");
         headers.insert(order::CONTENT_TYPE, "application/json");
         let body = bench_body(number, due_us, self.body_bytes);
-        let ack = self.jetstream.publish_with_headers(merchant.subject.clone(), headers, body);
+        let ack = self
+            .jetstream
+            .publish_with_headers(merchant.subject.clone(), headers, body);
         ack.await.context("publishing an order")
     }
 
@@ -176,6 +172,8 @@ async fn settle(waiting: &mut VecDeque<PublishAckFuture>, sent: &mut Sent) {
 }
 
 fn now_us() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }

@@ -13,8 +13,7 @@ impl Scratch {
     /// Makes it below `parent`, which is made if it is missing.
     pub(super) fn new(parent: &Path, run: u32, keep: bool) -> anyhow::Result<Self> {
         let name = format!("expediter-bench-{}-{run}", std::process::id());
-        std::fs::create_dir_all(parent)
-            .with_context(|| format!("making {}", parent.display()))?;
+        std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
         // The node is told this path from another directory's point of view.
         let path = std::path::absolute(parent)
             .with_context(|| format!("finding {}", parent.display()))?
@@ -31,10 +30,6 @@ impl Scratch {
     pub(super) fn keep(&mut self) {
         self.keep = true;
     }
-
-    pub(super) fn is_kept(&self) -> bool {
-        self.keep
-    }
 }
 
 impl Drop for Scratch {
@@ -42,7 +37,10 @@ impl Drop for Scratch {
         if !self.keep
             && let Err(error) = std::fs::remove_dir_all(&self.path)
         {
-            super::note(&format!("{} could not be removed: {error}", self.path.display()));
+            super::note(&format!(
+                "{} could not be removed: {error}",
+                self.path.display()
+            ));
         }
     }
 }

@@ -47,6 +47,17 @@ pub(super) struct Cpu {
     pub(super) merchants: Duration,
 }
 
+impl Cpu {
+    pub(super) fn since(self, before: Self) -> Self {
+        Self {
+            node: self.node.saturating_sub(before.node),
+            broker: self.broker.saturating_sub(before.broker),
+            publisher: self.publisher.saturating_sub(before.publisher),
+            merchants: self.merchants.saturating_sub(before.merchants),
+        }
+    }
+}
+
 impl Stage {
     /// Ready to take orders.
     pub(super) async fn open(args: &ForwardArgs, run: u32) -> anyhow::Result<Self> {
@@ -104,7 +115,9 @@ impl Stage {
 
     /// Orders whose outcome the broker confirmed to the node, since its start.
     pub(super) async fn finished(&self) -> anyhow::Result<u64> {
-        Ok(Metrics::of(self.node_at).await?.sum("expediter_orders_finished_total"))
+        Ok(Metrics::of(self.node_at)
+            .await?
+            .sum("expediter_orders_finished_total"))
     }
 
     /// # Errors
@@ -172,7 +185,10 @@ fn start_node(args: &ForwardArgs, nats: &str, dir: &Path) -> anyhow::Result<Proc
 
 fn node_config(args: &ForwardArgs, nats: &str, data: &Path) -> anyhow::Result<String> {
     // All merchants are behind one address here; each may keep what it would keep of its own.
-    let idle = args.concurrency().saturating_mul(args.merchants).clamp(32, 10_000);
+    let idle = args
+        .concurrency()
+        .saturating_mul(args.merchants)
+        .clamp(32, 10_000);
     let config = serde_json::json!({
         "node": {
             "name": "bench",
@@ -197,7 +213,10 @@ async fn register(
     let registry = Registry::new(connection);
     let ids = (0..args.merchants).map(|number| MerchantId::new(&format!("bench-{number}")));
     let ids: Vec<MerchantId> = ids.collect::<Result<_, _>>()?;
-    let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let at = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis();
     let put = |id: &MerchantId| {
         let mut merchant = Merchant::to(id.clone(), &format!("http://{fleet}/m/{id}/orders"));
         merchant.group = "bench".to_owned();
