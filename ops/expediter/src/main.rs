@@ -33,6 +33,15 @@ enum Verb {
     /// Measure how much is forwarded, and what that costs
     #[command(subcommand)]
     Bench(bench::Verb),
+    /// Register merchants, look at them, delete them
+    #[command(subcommand)]
+    Merchant(cli::merchant::Verb),
+    /// Publish orders and find out where they are
+    #[command(subcommand)]
+    Order(cli::order::Verb),
+    /// Follow how orders end
+    #[command(subcommand)]
+    Outcome(cli::outcome::Verb),
     /// Print and check settings
     #[command(subcommand)]
     Config(cli::config::Verb),
@@ -52,6 +61,9 @@ fn run(global: &Global, verb: Verb) -> Result<(), Error> {
         Verb::Serve => node::run(global.settings()?),
         Verb::Dev(args) => dev::run(args, global.nats.as_deref()),
         Verb::Bench(verb) => bench::run(global, verb),
+        Verb::Merchant(verb) => cli::merchant::run(global, verb),
+        Verb::Order(verb) => cli::order::run(global, verb),
+        Verb::Outcome(verb) => cli::outcome::run(global, verb),
         Verb::Config(verb) => cli::config::run(global, verb),
         Verb::Completion(args) => cli::completion::run::<Cli>(&args),
         Verb::Version => cli::version(global),

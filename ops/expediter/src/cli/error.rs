@@ -1,6 +1,9 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use super::global::with_causes;
+use super::text::{ago, clean, now};
+
 /// Shown below `expediter --help`.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
@@ -50,6 +53,47 @@ impl Error {
             Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
             Self::Conflict(_) => 4,
+        }
+    }
+}
+
+/// What people can do about it.
+impl From<expediter_nats::Error> for Error {
+    fn from(error: expediter_nats::Error) -> Self {
+        use expediter_nats::Error as Nats;
+        let told = with_causes(&error);
+        match error {
+            Nats::Connect { .. } => Self::failed(format!(
+                "{told}\nIs nats-server running there, and are the credentials right? Other servers: \
+                 --nats URL or EXPEDITER_NATS_SERVERS; credentials: [nats] of --config FILE"
+            )),
+            Nats::File { .. } => Self::Usage(told),
+            Nats::NoStream { stream } => Self::failed(format!(
+                "no {} in this NATS: start a node with `expediter serve` first, it makes them",
+                match stream.strip_prefix("KV_") {
+                    Some(bucket) => format!("{bucket} bucket"),
+                    None => format!("{stream} stream"),
+                }
+            )),
+            Nats::NoOwner { partition } => Self::failed(format!(
+                "no node works on partition {partition}: start one with `expediter serve`, or wait \
+                 a few seconds if one has just started or stopped"
+            )),
+            Nats::Conflict {
+                merchant,
+                actor,
+                at,
+                revision,
+            } => Self::Conflict(match at {
+                0 => format!("merchant {merchant} was changed meanwhile by {actor}"),
+                at => format!(
+                    "merchant {merchant} was changed meanwhile by {} {}, to revision {revision}\n\
+                     Look at `expediter merchant show {merchant} --history`, then repeat",
+                    clean(&actor),
+                    ago(at, now())
+                ),
+            }),
+            _ => Self::failed(told),
         }
     }
 }

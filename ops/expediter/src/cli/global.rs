@@ -1,6 +1,9 @@
+use std::future::Future;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
+use expediter_nats::Connection;
 
 use super::Error;
 use crate::config::{Config, Environment};
@@ -46,10 +49,32 @@ impl Global {
         }
         Ok(config)
     }
+
+    /// Connects at once or says why not.
+    pub(super) async fn connect(&self) -> Result<Connection, Error> {
+        let options = self.settings()?.connect_options("expediter-cli");
+        let options = options.map_err(|error| Error::Usage(with_causes(&error)))?;
+        Ok(Connection::open_once(&options).await?)
+    }
+}
+
+/// Runs a verb that talks to others.
+pub(super) fn block_on(verb: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    // Another part of the process may have installed the same one before.
+    let _installed = rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_ok();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(verb);
+    // A thread that still waits for stdin must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
 }
 
 /// An error and its causes in one line.
-pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+pub(super) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

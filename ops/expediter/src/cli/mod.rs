@@ -1,13 +1,20 @@
 //! What people type.
 //!
 //! Constraints: data goes to stdout, everything else to stderr; `--json` prints data for machines;
-//! colours only on a terminal; a reader that goes away ends a verb without a complaint.
+//! colours only on a terminal; a reader that goes away ends a verb without a complaint. What comes
+//! from merchants and publishers is printed without control characters.
 
 pub(crate) mod completion;
 pub(crate) mod config;
 mod error;
 mod global;
+pub(crate) mod merchant;
+pub(crate) mod order;
 mod out;
+pub(crate) mod outcome;
+mod owners;
+mod table;
+mod text;
 
 pub(crate) use error::{EXIT_CODES, Error, exit_code};
 pub(crate) use global::Global;

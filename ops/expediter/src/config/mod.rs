@@ -16,7 +16,6 @@ use std::time::Duration;
 use expediter_telemetry::logs::Format;
 use expediter_types::{NodeName, SecretRef};
 
-pub(crate) use options::SetupError;
 pub(crate) use read::{ConfigError, Environment, Problem};
 pub(crate) use secrets::ProcessSecrets;
 

@@ -1,0 +1,312 @@
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use expediter_nats::{Connection, Registry, RegistryEntry};
+use expediter_types::{Merchant, MerchantId};
+use expediter_wire::manifest::{self, Change, Manifest};
+use expediter_wire::registry::Registration;
+use futures::{StreamExt, TryStreamExt};
+use serde::Serialize;
+
+use super::effects::effects;
+use super::{Actor, sources};
+use crate::cli::error::note;
+use crate::cli::out::Out;
+use crate::cli::owners::Owners;
+use crate::cli::text::{clean, count, now};
+use crate::cli::{Error, Global};
+
+/// From so many merchants on, the whole registry is read at once.
+const MANY: usize = 64;
+/// Requests at the same time.
+const WIDTH: usize = 64;
+
+const EXAMPLES: &str = "\
+Applying twice changes nothing the second time. The whole set is refused when anything in it is
+invalid. Merchants that are in no file stay as they are.
+
+Examples:
+  expediter merchant apply -f luigis.toml
+  expediter merchant apply -f merchants/ --dry-run
+  expediter merchant show luigis --json | jq .manifest | expediter merchant apply -f -";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// File or directory of TOML or JSON, or - for stdin; can be repeated
+    #[arg(short = 'f', long = "file", required = true, value_name = "FILE|DIR|-")]
+    files: Vec<PathBuf>,
+    /// Change nothing; tell what would change, and what it does to the orders that wait
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    actor: Actor,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Action {
+    Created,
+    Changed,
+    Unchanged,
+    /// Somebody else changed it meanwhile.
+    Conflict,
+    Failed,
+}
+
+#[derive(Debug, Serialize)]
+struct Applied {
+    merchant: String,
+    action: Action,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revision: Option<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    changes: Vec<Change>,
+    /// In a dry run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    effects: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// A merchant of the files beside what is registered.
+struct Planned {
+    merchant: Merchant,
+    current: Option<RegistryEntry>,
+    changes: Vec<Change>,
+}
+
+pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
+    let manifest = read(&args.files)?;
+    let connection = global.connect().await?;
+    let planned = plan(&connection, manifest).await?;
+    let mut out = Out::stdout();
+    let mut counts: HashMap<&'static str, u64> = HashMap::new();
+    let (mut conflicts, mut failures) = (0, 0);
+    let applied = if args.dry_run {
+        tell(&connection, planned).await?
+    } else {
+        apply(&connection, planned, &args.actor.name()).await
+    };
+    for one in applied {
+        *counts.entry(one.action.name(false)).or_default() += 1;
+        conflicts += u64::from(one.action == Action::Conflict);
+        failures += u64::from(one.action == Action::Failed);
+        match global.json {
+            true => out.buffer_json(&one)?,
+            false => print(&mut out, &one, args.dry_run)?,
+        }
+    }
+    out.flush()?;
+    let names = ["created", "changed", "unchanged", "conflict", "failed"];
+    let summary = names
+        .iter()
+        .filter_map(|name| Some(format!("{} {name}", count(*counts.get(name)?))));
+    let summary = summary.collect::<Vec<_>>().join(", ");
+    note(&if args.dry_run {
+        format!("dry run, nothing was changed: {summary}")
+    } else {
+        summary
+    });
+    match (conflicts, failures) {
+        (0, 0) => Ok(()),
+        (_, 0) => Err(Error::Conflict(
+            "some merchants were changed by others meanwhile: look at them, then repeat".to_owned(),
+        )),
+        _ => Err(Error::failed("some merchants were not applied")),
+    }
+}
+
+fn read(files: &[PathBuf]) -> Result<Manifest, Error> {
+    let sources = sources::read(files)?;
+    let texts = sources
+        .iter()
+        .map(|(name, text)| (name.as_str(), text.as_str()));
+    let manifest = manifest::read_all(texts).map_err(|error| {
+        let problems = match error.problems.len() {
+            1 => "1 problem".to_owned(),
+            n => format!("{n} problems"),
+        };
+        Error::Usage(format!("{problems}, nothing was changed\n{error}"))
+    })?;
+    for warning in &manifest.warnings {
+        note(&format!("warning: {warning}"));
+    }
+    Ok(manifest)
+}
+
+async fn plan(connection: &Connection, manifest: Manifest) -> Result<Vec<Planned>, Error> {
+    let registry = Registry::new(connection);
+    let merchants = manifest
+        .merchants
+        .into_iter()
+        .map(|sourced| sourced.merchant);
+    let merchants: Vec<Merchant> = merchants.collect();
+    let mut current: HashMap<MerchantId, RegistryEntry> = HashMap::new();
+    let by_id = |entry: RegistryEntry| (entry.registration.merchant.id.clone(), entry);
+    if merchants.len() > MANY {
+        current.extend(registry.list().await?.into_iter().map(by_id));
+    } else {
+        let entries = merchants.iter().map(|merchant| registry.get(&merchant.id));
+        let entries: Vec<_> = futures::stream::iter(entries)
+            .buffered(WIDTH)
+            .try_collect()
+            .await?;
+        current.extend(entries.into_iter().flatten().map(by_id));
+    }
+    let planned = merchants.into_iter().map(|merchant| {
+        let current = current.remove(&merchant.id);
+        let changes = match &current {
+            Some(entry) if entry.registration.merchant != merchant => {
+                manifest::diff(&entry.registration.merchant, &merchant)
+            }
+            _ => Vec::new(),
+        };
+        Planned {
+            merchant,
+            current,
+            changes,
+        }
+    });
+    Ok(planned.collect())
+}
+
+impl Planned {
+    fn action(&self) -> Action {
+        match &self.current {
+            None => Action::Created,
+            Some(entry) if entry.registration.merchant == self.merchant => Action::Unchanged,
+            Some(_) => Action::Changed,
+        }
+    }
+}
+
+async fn apply(connection: &Connection, planned: Vec<Planned>, actor: &str) -> Vec<Applied> {
+    let registry = Registry::new(connection);
+    let puts = planned
+        .into_iter()
+        .map(|planned| put(&registry, planned, actor));
+    futures::stream::iter(puts).buffered(WIDTH).collect().await
+}
+
+async fn put(registry: &Registry, planned: Planned, actor: &str) -> Applied {
+    let action = planned.action();
+    let Planned {
+        merchant,
+        current,
+        changes,
+    } = planned;
+    let expected = current.as_ref().map_or(0, |entry| entry.revision);
+    let id = merchant.id.clone();
+    let result = if action == Action::Unchanged {
+        Ok(expected)
+    } else {
+        let registration = Registration {
+            merchant,
+            actor: actor.to_owned(),
+            at: now(),
+            rolled_back_from: None,
+        };
+        registry.put(&registration, expected).await
+    };
+    let (action, revision, error) = match result {
+        Ok(revision) => (action, Some(revision), None),
+        Err(error) => {
+            let conflict = matches!(error, expediter_nats::Error::Conflict { .. });
+            let action = if conflict {
+                Action::Conflict
+            } else {
+                Action::Failed
+            };
+            (action, None, Some(Error::from(error).to_string()))
+        }
+    };
+    Applied {
+        merchant: id.to_string(),
+        action,
+        revision,
+        changes,
+        effects: Vec::new(),
+        error,
+    }
+}
+
+/// What would happen, and what it does to the orders that wait.
+async fn tell(connection: &Connection, planned: Vec<Planned>) -> Result<Vec<Applied>, Error> {
+    let owners = Owners::of(connection).await?;
+    let busy = if planned
+        .iter()
+        .any(|planned| planned.action() != Action::Unchanged)
+    {
+        owners.busy().await
+    } else {
+        crate::cli::owners::Busy::default()
+    };
+    if !busy.silent.is_empty() {
+        note(&format!(
+            "warning: no node answers for {} partitions: orders may wait there that are not counted",
+            busy.silent.len()
+        ));
+    }
+    let applied = planned.into_iter().map(|planned| {
+        let status = busy.merchants.get(&planned.merchant.id);
+        let old = planned
+            .current
+            .as_ref()
+            .map(|entry| &entry.registration.merchant);
+        let action = planned.action();
+        let effects = match action {
+            Action::Unchanged => Vec::new(),
+            _ => effects(old, &planned.merchant, status),
+        };
+        Applied {
+            merchant: planned.merchant.id.to_string(),
+            action,
+            revision: planned.current.as_ref().map(|entry| entry.revision),
+            changes: planned.changes,
+            effects,
+            error: None,
+        }
+    });
+    Ok(applied.collect())
+}
+
+impl Action {
+    fn name(self, dry_run: bool) -> &'static str {
+        match (self, dry_run) {
+            (Self::Created, true) => "would create",
+            (Self::Changed, true) => "would change",
+            (Self::Created, false) => "created",
+            (Self::Changed, false) => "changed",
+            (Self::Unchanged, _) => "unchanged",
+            (Self::Conflict, _) => "conflict",
+            (Self::Failed, _) => "failed",
+        }
+    }
+}
+
+fn print(out: &mut Out, one: &Applied, dry_run: bool) -> Result<(), Error> {
+    let width = if dry_run { 12 } else { 9 };
+    let mut line = format!("{:width$}  {}", one.action.name(dry_run), one.merchant);
+    if let (Some(revision), false) = (one.revision, dry_run) {
+        line = format!("{line}  revision {revision}");
+    }
+    let absent = || "(absent)".to_owned();
+    let shown = |value: &Option<String>| value.as_deref().map_or_else(absent, clean);
+    out.buffer(&line)?;
+    for Change { key, from, to } in &one.changes {
+        out.buffer(&format!(
+            "  {}: {} -> {}",
+            clean(key),
+            shown(from),
+            shown(to)
+        ))?;
+    }
+    for effect in &one.effects {
+        out.buffer(&format!("  * {effect}"))?;
+    }
+    if let Some(error) = &one.error {
+        note(&format!("{}: {error}", one.merchant));
+    }
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! `expediter merchant …`
+
+mod apply;
+mod delete;
+mod effects;
+mod list;
+mod resume;
+mod rollback;
+mod show;
+mod sources;
+mod test;
+
+use clap::Subcommand;
+use expediter_nats::{Connection, Registry, RegistryEntry};
+use expediter_types::MerchantId;
+
+use super::global::block_on;
+use super::{Error, Global};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Register merchants, or change them, as files say
+    Apply(apply::Args),
+    /// List merchants with their limits and what waits for them
+    List(list::Args),
+    /// Show a merchant: its manifest, and how it stands
+    Show(show::Args),
+    /// Delete a merchant; refused while its orders wait
+    Delete(delete::Args),
+    /// Go back to an earlier revision of a merchant
+    Rollback(rollback::Args),
+    /// Let a merchant go on that is quarantined or closed
+    Resume(resume::Args),
+    /// Send a marked order to a merchant from this machine and show the exchange
+    Test(test::Args),
+}
+
+pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
+    block_on(async {
+        match verb {
+            Verb::Apply(args) => Box::pin(apply::run(global, args)).await,
+            Verb::List(args) => Box::pin(list::run(global, args)).await,
+            Verb::Show(args) => Box::pin(show::run(global, args)).await,
+            Verb::Delete(args) => Box::pin(delete::run(global, args)).await,
+            Verb::Rollback(args) => Box::pin(rollback::run(global, args)).await,
+            Verb::Resume(args) => Box::pin(resume::run(global, args)).await,
+            Verb::Test(args) => Box::pin(test::run(global, args)).await,
+        }
+    })
+}
+
+/// Who is written down with a change.
+#[derive(Debug, Clone, clap::Args)]
+struct Actor {
+    /// Who is written down with the change [default: user@host]
+    #[arg(long = "actor", value_name = "NAME")]
+    name: Option<String>,
+}
+
+impl Actor {
+    fn name(&self) -> String {
+        let name = self.name.clone().unwrap_or_else(|| {
+            let user = ["USER", "LOGNAME"]
+                .into_iter()
+                .find_map(|name| std::env::var(name).ok());
+            let user = user
+                .filter(|user| !user.is_empty())
+                .unwrap_or_else(|| "somebody".to_owned());
+            let host = rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned();
+            format!("{user}@{host}")
+        });
+        name.chars().filter(|c| !c.is_control()).take(100).collect()
+    }
+}
+
+/// A merchant's entry, or the error that says that there is none.
+async fn existing(connection: &Connection, id: &MerchantId) -> Result<RegistryEntry, Error> {
+    let entry = Registry::new(connection).get(id).await?;
+    entry.ok_or_else(|| Error::NotFound(format!("no merchant {id} is registered")))
+}

@@ -1,0 +1,28 @@
+//! `expediter order …`
+
+mod input;
+mod message;
+mod publish;
+mod show;
+
+use clap::Subcommand;
+
+use super::global::block_on;
+use super::{Error, Global};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Publish orders for a merchant
+    Publish(publish::Args),
+    /// Show where an order is, and every attempt so far
+    Show(show::Args),
+}
+
+pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
+    block_on(async {
+        match verb {
+            Verb::Publish(args) => Box::pin(publish::run(global, args)).await,
+            Verb::Show(args) => Box::pin(show::run(global, args)).await,
+        }
+    })
+}

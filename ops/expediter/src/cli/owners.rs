@@ -1,0 +1,214 @@
+//! Asks the nodes that work on partitions.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use expediter_nats::{Connection, partitions, request};
+use expediter_types::{MerchantId, OrderId, Partition, Seq};
+use expediter_wire::control::{
+    ControlReply, ControlRequest, MerchantStatus, OrderStatus, PartitionStatus, decode_reply,
+    encode_request,
+};
+use expediter_wire::subjects;
+use futures::StreamExt;
+
+use super::Error;
+use super::global::with_causes;
+
+/// An owner answers within milliseconds, or it is stuck.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The owners of all partitions.
+#[derive(Debug, Clone)]
+pub(super) struct Owners {
+    connection: Connection,
+    partitions: u16,
+}
+
+/// All merchants with something to do.
+#[derive(Debug, Default)]
+pub(super) struct Busy {
+    pub(super) merchants: HashMap<MerchantId, MerchantStatus>,
+    /// Nobody answered for these.
+    pub(super) silent: Vec<Partition>,
+}
+
+impl Owners {
+    /// Of the streams behind this connection.
+    pub(super) async fn of(connection: &Connection) -> Result<Self, Error> {
+        let partitions = partitions(connection).await?;
+        Ok(Self {
+            connection: connection.clone(),
+            partitions,
+        })
+    }
+
+    /// The partition of a merchant.
+    pub(super) fn partition(&self, merchant: &MerchantId) -> Partition {
+        subjects::partition_of(merchant.as_str(), self.partitions)
+    }
+
+    /// How a merchant stands.
+    pub(super) async fn status(&self, merchant: &MerchantId) -> Result<MerchantStatus, Error> {
+        let partition = self.partition(merchant);
+        let request = ControlRequest::MerchantStatus {
+            merchant: merchant.clone(),
+        };
+        match self.ask(partition, &request).await? {
+            ControlReply::Merchant(status) => Ok(status),
+            _ => Err(strange(partition)),
+        }
+    }
+
+    /// How a partition stands.
+    pub(super) async fn partition_status(
+        &self,
+        partition: Partition,
+    ) -> Result<PartitionStatus, Error> {
+        match self
+            .ask(partition, &ControlRequest::PartitionStatus)
+            .await?
+        {
+            ControlReply::Partition(status) => Ok(status),
+            _ => Err(strange(partition)),
+        }
+    }
+
+    /// Unfinished orders of a merchant.
+    pub(super) async fn remaining(&self, merchant: &MerchantId) -> Result<u64, Error> {
+        let partition = self.partition(merchant);
+        let request = ControlRequest::MerchantDrain {
+            merchant: merchant.clone(),
+        };
+        match self.ask(partition, &request).await? {
+            ControlReply::Drain { remaining } => Ok(remaining),
+            _ => Err(strange(partition)),
+        }
+    }
+
+    /// Ends a merchant's waiting orders; gives how many it began to end and how many are left.
+    pub(super) async fn dead_letter(
+        &self,
+        merchant: &MerchantId,
+        reason: &str,
+        actor: &str,
+    ) -> Result<(u64, u64), Error> {
+        let partition = self.partition(merchant);
+        let request = ControlRequest::MerchantDeadLetter {
+            merchant: merchant.clone(),
+            reason: reason.to_owned(),
+            actor: actor.to_owned(),
+        };
+        match self.ask(partition, &request).await? {
+            ControlReply::DeadLetter { ended, remaining } => Ok((ended, remaining)),
+            _ => Err(strange(partition)),
+        }
+    }
+
+    /// Where an order is.
+    pub(super) async fn order(
+        &self,
+        merchant: &MerchantId,
+        id: &OrderId,
+    ) -> Result<OrderStatus, Error> {
+        let partition = self.partition(merchant);
+        let request = ControlRequest::OrderShow {
+            merchant: merchant.clone(),
+            id: id.clone(),
+        };
+        match self.ask(partition, &request).await? {
+            ControlReply::Order(status) => Ok(status),
+            _ => Err(strange(partition)),
+        }
+    }
+
+    /// All merchants with something to do, of all partitions that are owned.
+    pub(super) async fn busy(&self) -> Busy {
+        let lists = (0..self.partitions).map(|number| self.busy_of(Partition(number)));
+        let mut busy = Busy::default();
+        let mut lists = futures::stream::iter(lists).buffer_unordered(16);
+        while let Some((partition, list)) = lists.next().await {
+            match list {
+                Ok(list) => {
+                    busy.merchants
+                        .extend(list.into_iter().map(|s| (s.merchant.clone(), s)));
+                }
+                Err(_) => busy.silent.push(partition),
+            }
+        }
+        busy
+    }
+
+    async fn busy_of(
+        &self,
+        partition: Partition,
+    ) -> (Partition, Result<Vec<MerchantStatus>, Error>) {
+        let mut all: Vec<MerchantStatus> = Vec::new();
+        loop {
+            let after = all
+                .last()
+                .map(|last| last.merchant.to_string())
+                .unwrap_or_default();
+            let page = match self
+                .ask(partition, &ControlRequest::MerchantList { after })
+                .await
+            {
+                Ok(ControlReply::Merchants { merchants, more }) => (merchants, more),
+                Ok(_) => return (partition, Err(strange(partition))),
+                Err(error) => return (partition, Err(error)),
+            };
+            let (merchants, more) = page;
+            let done = !more || merchants.is_empty();
+            all.extend(merchants);
+            if done {
+                return (partition, Ok(all));
+            }
+        }
+    }
+
+    /// The newest order of a merchant in the log; 0 when there is none.
+    pub(super) async fn newest(&self, merchant: &MerchantId) -> Result<Seq, Error> {
+        use async_nats::jetstream::stream::LastRawMessageErrorKind;
+        let context = async_nats::jetstream::new(self.connection.client().clone());
+        let stream = context
+            .get_stream_no_info(subjects::ORDERS)
+            .await
+            .map_err(anyhow::Error::from)?;
+        let subject = subjects::orders(self.partition(merchant), merchant);
+        match stream.get_last_raw_message_by_subject(&subject).await {
+            Ok(message) => Ok(message.sequence),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(0),
+            Err(error) => Err(Error::failed(format!(
+                "reading ORDERS: {}",
+                with_causes(&error)
+            ))),
+        }
+    }
+
+    async fn ask(
+        &self,
+        partition: Partition,
+        question: &ControlRequest,
+    ) -> Result<ControlReply, Error> {
+        let answer = request(
+            &self.connection,
+            partition,
+            encode_request(question),
+            PATIENCE,
+        )
+        .await?;
+        match decode_reply(&answer) {
+            Ok(ControlReply::Error { message }) => Err(Error::failed(format!(
+                "the owner of partition {partition} says: {message}"
+            ))),
+            Ok(reply) => Ok(reply),
+            Err(error) => Err(Error::failed(with_causes(&error))),
+        }
+    }
+}
+
+fn strange(partition: Partition) -> Error {
+    Error::failed(format!(
+        "the owner of partition {partition} answers another question: is it of another version?"
+    ))
+}
