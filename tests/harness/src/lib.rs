@@ -1,3 +1,30 @@
-//! What tests need beside the product: real brokers as child processes.
+//! What tests need beside the product: real brokers and real nodes as child processes, merchants
+//! that remember, and a judge.
+//!
+//! A test makes a [`World`], registers merchants, starts nodes ([`NodeProcess`] is the real binary),
+//! publishes, breaks something, waits until the world is [`World::settled`], and lets the
+//! [`Oracle`] compare what was acknowledged with what merchants and OUTCOMES saw.
+//!
+//! Constraints: deadlines on conditions, no sleeps that hope, no retries; every process dies with the
+//! test's, however that ends.
 
+mod ledger;
+mod load;
+mod log;
 pub mod nats;
+mod node;
+mod oracle;
+mod outcomes;
+mod publisher;
+mod wait;
+mod world;
+
+pub use ledger::{Accepted, Ledger};
+pub use load::Load;
+pub use log::{LogLine, NodeLog};
+pub use node::{NodeOptions, NodeProcess};
+pub use oracle::{Oracle, Verdict};
+pub use outcomes::{Outcomes, Recorded};
+pub use publisher::{NewOrder, Publisher};
+pub use wait::eventually;
+pub use world::World;

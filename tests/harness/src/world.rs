@@ -1,0 +1,265 @@
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail};
+use expediter_fleet::merchants::{self, Fleet, FleetHandle};
+use expediter_fleet::nats_server::NatsServer;
+use expediter_nats::{ConnectOptions, Connection, Registry, Topology};
+use expediter_types::{Idempotency, Merchant, MerchantId};
+use expediter_wire::registry::Registration;
+use tempfile::TempDir;
+
+use crate::{
+    Accepted, Ledger, NewOrder, NodeOptions, Oracle, Outcomes, Publisher, eventually, nats,
+};
+
+/// Partitions of a world that does not ask for another number.
+const PARTITIONS: u16 = 4;
+
+/// One test's broker, merchants, client and ledger. Set `EXPEDITER_KEEP` to keep its files.
+#[derive(Debug)]
+pub struct World {
+    pub broker: NatsServer,
+    pub fleet: FleetHandle,
+    /// The test's own connection.
+    pub connection: Connection,
+    pub ledger: Ledger,
+    publisher: Publisher,
+    registered: Arc<Mutex<BTreeMap<String, Merchant>>>,
+    /// Removed last.
+    dir: TempDir,
+}
+
+impl World {
+    /// With streams of 4 partitions.
+    ///
+    /// # Errors
+    /// No broker binary, or it does not start.
+    pub async fn start() -> Result<Self> {
+        Self::with(PARTITIONS).await
+    }
+
+    /// With streams of so many partitions.
+    ///
+    /// # Errors
+    /// As [`World::start`].
+    pub async fn with(partitions: u16) -> Result<Self> {
+        let world = Self::bare().await?;
+        world.make_streams(partitions).await?;
+        Ok(world)
+    }
+
+    /// With a broker that has no streams yet.
+    ///
+    /// # Errors
+    /// As [`World::start`].
+    pub async fn bare() -> Result<Self> {
+        let mut dir = tempfile::Builder::new().prefix("expediter-").tempdir()?;
+        let broker = nats::single(dir.path()).await?;
+        let fleet = Fleet::start(merchants::Options {
+            record: merchants::Record::Arrivals,
+            ..Default::default()
+        })?;
+        let connection = Connection::open_once(&ConnectOptions::to(&broker.url(), "test")).await?;
+        let ledger = Ledger::default();
+        let publisher = Publisher::new(&connection, ledger.clone());
+        if std::env::var_os("EXPEDITER_KEEP").is_some() {
+            dir.disable_cleanup(true);
+            eprintln!("files are kept in {}", dir.path().display());
+        }
+        let registered = Arc::default();
+        Ok(Self {
+            broker,
+            fleet,
+            connection,
+            ledger,
+            publisher,
+            registered,
+            dir,
+        })
+    }
+
+    /// Creates streams and buckets, as a node would.
+    ///
+    /// # Errors
+    /// The broker does not take them.
+    pub async fn make_streams(&self, partitions: u16) -> Result<()> {
+        let topology = Topology {
+            partitions: Some(partitions),
+            orders_max_bytes: 1 << 30,
+            outcomes_max_bytes: 1 << 30,
+            ..Topology::default()
+        };
+        expediter_nats::ensure(&self.connection, &topology).await?;
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A node on this broker, to be changed and started.
+    #[must_use]
+    pub fn node(&self, name: &str) -> NodeOptions {
+        NodeOptions::new(self.dir(), name, &self.broker.url())
+    }
+
+    /// A merchant of the fleet that is tried again soon and often: native idempotency, 16 at a
+    /// time, attempts of 5 s, waits of 50 ms to 1 s, 1,000 attempts, 10 minutes.
+    ///
+    /// # Panics
+    /// When the id is none.
+    #[must_use]
+    pub fn merchant(&self, id: &str) -> Merchant {
+        let valid = MerchantId::new(id).expect("a merchant id");
+        let mut merchant = Merchant::to(valid, &self.fleet.url(id));
+        merchant.adapter.idempotency = Idempotency::Native;
+        merchant.adapter.timeout = Duration::from_secs(5);
+        merchant.limits.concurrency = 16;
+        merchant.retry.initial = Duration::from_millis(50);
+        merchant.retry.max = Duration::from_secs(1);
+        merchant.retry.max_attempts = 1_000;
+        merchant.retry.deadline = Duration::from_secs(600);
+        merchant
+    }
+
+    /// Creates or changes a merchant; gives its revision.
+    ///
+    /// # Errors
+    /// The broker does not take it.
+    pub async fn register(&self, merchant: &Merchant) -> Result<u64> {
+        let registry = Registry::new(&self.connection);
+        let before = registry
+            .get(&merchant.id)
+            .await?
+            .map_or(0, |entry| entry.revision);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        let registration = Registration {
+            merchant: merchant.clone(),
+            actor: "a test".to_owned(),
+            at: u64::try_from(now.as_millis())?,
+            rolled_back_from: None,
+        };
+        let revision = registry.put(&registration, before).await?;
+        let mut registered = self
+            .registered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        registered.insert(merchant.id.to_string(), merchant.clone());
+        Ok(revision)
+    }
+
+    /// Deletes a merchant.
+    ///
+    /// # Errors
+    /// The broker does not take it, or there is none.
+    pub async fn delete(&self, merchant: &str) -> Result<()> {
+        let registry = Registry::new(&self.connection);
+        let id = MerchantId::new(merchant)?;
+        let entry = registry.get(&id).await?.context("it is not registered")?;
+        Ok(registry.delete(&id, "a test", entry.revision).await?)
+    }
+
+    #[must_use]
+    pub fn publisher(&self) -> Publisher {
+        self.publisher.clone()
+    }
+
+    /// Publishes so many orders to a merchant and waits for the acknowledgements.
+    ///
+    /// # Errors
+    /// One was not acknowledged.
+    pub async fn publish(&self, merchant: &str, count: usize) -> Result<Vec<Accepted>> {
+        let sends = (0..count).map(|_| self.publisher.send(NewOrder::to(merchant)));
+        futures::future::try_join_all(sends).await
+    }
+
+    /// Waits until every acknowledged order has its outcome.
+    ///
+    /// # Errors
+    /// Some have none within the deadline; tells which.
+    pub async fn settled(&self, deadline: Duration) -> Result<Outcomes> {
+        let mut outcomes = Outcomes::default();
+        let end = tokio::time::Instant::now() + deadline;
+        loop {
+            let read = outcomes.advance(&self.connection).await;
+            let missing = self.ledger.missing(|seq| outcomes.of(seq).is_some());
+            if missing.is_empty() && read.is_ok() {
+                return Ok(outcomes);
+            }
+            if tokio::time::Instant::now() >= end {
+                read.context("reading OUTCOMES")?;
+                let mut by_merchant = BTreeMap::<&str, Vec<u64>>::new();
+                for order in &missing {
+                    by_merchant
+                        .entry(&order.merchant)
+                        .or_default()
+                        .push(order.seq);
+                }
+                for seqs in by_merchant.values_mut() {
+                    seqs.truncate(5);
+                }
+                bail!(
+                    "after {deadline:?} {} of {} orders have no outcome, the first of each \
+                     merchant: {by_merchant:?}",
+                    missing.len(),
+                    self.ledger.len()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Waits until so many orders arrived at a merchant, repeats included.
+    ///
+    /// # Errors
+    /// Fewer did within the deadline.
+    pub async fn arrived(&self, merchant: &str, count: u64, deadline: Duration) -> Result<()> {
+        if self.fleet.wait_arrived(merchant, count, deadline).await {
+            return Ok(());
+        }
+        let arrived = self.fleet.merchant_stats(merchant).arrived;
+        bail!("{arrived} of {count} orders arrived at {merchant} within {deadline:?}")
+    }
+
+    /// Judges what happened so far, with what is registered now.
+    #[must_use]
+    pub fn oracle(&self) -> Oracle<'_> {
+        let registered = self
+            .registered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let merchants: HashMap<String, Merchant> = registered
+            .iter()
+            .map(|(id, merchant)| (id.clone(), merchant.clone()))
+            .collect();
+        Oracle::new(self, merchants)
+    }
+
+    /// Kills the broker, removes all it has stored, and starts it again.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn empty_broker(&self) -> Result<()> {
+        self.broker.kill9();
+        std::fs::remove_dir_all(self.broker.store_dir())?;
+        std::fs::create_dir_all(self.broker.store_dir())?;
+        self.broker.restart().await?;
+        self.reconnected(Duration::from_secs(20)).await
+    }
+
+    /// Waits until the test's own connection is up (again).
+    ///
+    /// # Errors
+    /// It is not within the deadline.
+    pub async fn reconnected(&self, deadline: Duration) -> Result<()> {
+        eventually("connected", deadline, || async {
+            self.connection.client().flush().await?;
+            Ok(self.connection.connected().then_some(()))
+        })
+        .await
+    }
+}

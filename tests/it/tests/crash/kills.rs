@@ -1,0 +1,49 @@
+//! kill -9 under load.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use expediter_harness::{Verdict, World};
+
+use super::shop;
+
+/// Kills and restarts the node so often while orders come, then lets everything drain and judges.
+async fn kill_loop(kills: u32, per_second: u32, drain: Duration) -> Result<Verdict> {
+    let world = World::start().await?;
+    shop::open(&world).await?;
+    let mut node = world.node("node").start().await?;
+    let load = shop::rush(&world, per_second);
+    for kill in 0..kills {
+        // Not always in the same phase of marks and spills.
+        let more = 20 + u64::from(kill * 37 % 50);
+        let before = world.fleet.stats().arrived;
+        let flows = world
+            .fleet
+            .wait_until(Duration::from_secs(30), |s| s.arrived > before + more);
+        ensure!(flows.await, "nothing arrives after {kill} kills");
+        node.kill9();
+        node.restart().await?;
+    }
+    load.stop().await;
+    world.settled(drain).await?;
+    let verdict = world.oracle().after_crashes().judge().await?;
+    node.check(&[]).await?;
+    println!("{kills} kills: {verdict:?}");
+    Ok(verdict)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_again_and_again() -> Result<()> {
+    let verdict = kill_loop(6, 150, Duration::from_secs(25)).await?;
+    ensure!(verdict.delivered > verdict.accepted / 2, "{verdict:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_killed_fifty_times() -> Result<()> {
+    if std::env::var_os("EXPEDITER_LONG").is_none() {
+        return Ok(());
+    }
+    kill_loop(50, 400, Duration::from_secs(120)).await?;
+    Ok(())
+}

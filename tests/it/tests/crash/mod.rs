@@ -1,0 +1,7 @@
+//! The real binary is killed, cut off, wiped and paused under load, and nothing is lost.
+//!
+//! Each test ends with the same judge: what the broker acknowledged, against what merchants and
+//! OUTCOMES saw.
+
+mod kills;
+mod shop;
