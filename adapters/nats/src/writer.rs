@@ -19,10 +19,10 @@ use tokio::time::Instant;
 
 use crate::broker::{Broker, NoAck};
 use crate::compaction::Marks;
-use crate::registry::Registry;
 use crate::error::chain;
 use crate::identity::{Identity, Witness, check};
 use crate::lease::Freshness;
+use crate::registry::Registry;
 use crate::{Error, NodeEvents};
 
 /// Merchants whose lost orders are published again at the same time.
@@ -316,7 +316,13 @@ impl PartitionLog for Fenced {
     fn registered(&self, merchant: &MerchantId) -> BoxFuture<'static, Option<bool>> {
         let registry = Registry::of(self.0.shared.broker.clone());
         let merchant = merchant.clone();
-        Box::pin(async move { registry.get(&merchant).await.ok().map(|entry| entry.is_some()) })
+        Box::pin(async move {
+            registry
+                .get(&merchant)
+                .await
+                .ok()
+                .map(|entry| entry.is_some())
+        })
     }
 }
 

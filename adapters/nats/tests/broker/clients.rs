@@ -1,6 +1,7 @@
 use async_nats::jetstream;
 use expediter_nats::{
-    Registry, TailFrom, Topology, ensure, find_outcome, partitions, request, tail_outcomes,
+    ConnectOptions, Credentials, Registry, TailFrom, Topology, ensure, find_outcome, partitions,
+    request, tail_outcomes,
 };
 use expediter_types::{Merchant, OrderId};
 use expediter_wire::registry::Registration;
@@ -213,4 +214,39 @@ async fn owners_answer_and_outcomes_are_found() {
             .is_empty()
     );
     node.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_broker_is_waited_for_and_credentials_are_shown() {
+    let mut server = Server::with(&["--auth", "sesame"]);
+    let mut options = ConnectOptions::to(&server.url(), "test");
+    assert!(matches!(
+        Connection::open_once(&options).await,
+        Err(Error::Connect { .. })
+    ));
+    options.credentials = Credentials::Token("sesame".into());
+    let waiting = {
+        let options = options.clone();
+        tokio::spawn(async move { Connection::open(&options).await })
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waiting.is_finished(), "nobody is there yet");
+    server.run().await;
+    let connection = tokio::time::timeout(LONG, waiting)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert!(connection.connected());
+    connection.close().await;
+
+    options.credentials = Credentials::Token("wrong".into());
+    let refused = tokio::time::timeout(LONG, Connection::open(&options))
+        .await
+        .unwrap();
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused, Error::Connect { .. }), "{refused}");
+    options.credentials = Credentials::CredsFile("/nowhere/node.creds".into());
+    let missing = Connection::open(&options).await.unwrap_err();
+    assert_eq!(missing.to_string(), "reading /nowhere/node.creds");
 }

@@ -3,6 +3,7 @@
 mod clients;
 mod faults;
 mod host;
+mod losses;
 mod nodes;
 mod server;
 

@@ -11,23 +11,31 @@ pub(crate) struct Server {
     child: Option<Child>,
     dir: TempDir,
     port: u16,
+    arguments: Vec<String>,
 }
 
 impl Server {
     pub(crate) async fn start() -> Self {
+        let mut server = Self::with(&[]);
+        server.run().await;
+        server
+    }
+
+    /// Not running yet.
+    pub(crate) fn with(arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap()
             .port();
-        let mut server = Self {
+        let arguments = arguments.iter().map(|text| (*text).to_owned()).collect();
+        Self {
             child: None,
             dir,
             port,
-        };
-        server.run().await;
-        server
+            arguments,
+        }
     }
 
     pub(crate) async fn run(&mut self) {
@@ -41,6 +49,7 @@ impl Server {
                 "-sd",
             ])
             .arg(self.dir.path())
+            .args(&self.arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -66,6 +75,24 @@ impl Server {
     /// What a broker without a disk remembers.
     pub(crate) fn wipe(&self) {
         std::fs::remove_dir_all(self.dir.path().join("jetstream")).unwrap();
+    }
+
+    /// Keeps what the stopped server has on disk.
+    pub(crate) fn snapshot(&self) -> TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        cp(&self.dir.path().join("jetstream"), copy.path());
+        copy
+    }
+
+    /// Puts back what a snapshot had of a stream, or of all.
+    pub(crate) fn restore(&self, snapshot: &TempDir, stream: Option<&str>) {
+        let inside = match stream {
+            Some(stream) => format!("jetstream/$G/streams/{stream}"),
+            None => "jetstream".to_owned(),
+        };
+        let there = self.dir.path().join(&inside);
+        std::fs::remove_dir_all(&there).unwrap();
+        cp(&snapshot.path().join(&inside), there.parent().unwrap());
     }
 
     pub(crate) fn url(&self) -> String {
@@ -95,4 +122,13 @@ fn binary() -> PathBuf {
     } else {
         "nats-server".into()
     }
+}
+
+fn cp(from: &Path, into: &Path) {
+    let done = Command::new("cp")
+        .arg("-a")
+        .args([from, into])
+        .status()
+        .unwrap();
+    assert!(done.success());
 }
