@@ -44,6 +44,8 @@ Figures:
                          the order was due, so that a late publisher flatters nothing
   *_cpu_s_per_1000       CPU time, user and system, from the first publish until every order has
                          its outcome in the broker; total: node, broker and publisher
+  other_load_percent     of the machine's CPU time, what others used meanwhile, and the kernel for
+                         no process; above 5 the other figures are worth less
   peak_rss_mib           the node's, over its whole life; broker_rss_mib: the broker's
   acked                  publishes that the broker acknowledged
   lost                   acknowledged and never arrived
@@ -83,6 +85,9 @@ pub(crate) struct ForwardArgs {
     /// --ordered]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=10_000))]
     pub(super) concurrency: Option<u32>,
+    /// Orders of a merchant that the node holds in memory; the others of a backlog are in its store
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=10_000))]
+    pub(super) mailbox: u32,
     /// Size of an order's body
     #[arg(long, value_name = "BYTES", default_value_t = 1_024, value_parser = value_parser!(u32).range(BENCH_BODY_MIN as i64..=900_000))]
     pub(super) body_bytes: u32,

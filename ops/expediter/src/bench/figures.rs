@@ -87,6 +87,7 @@ pub(super) const FIGURES: &[Figure] = figures! {
     Figure "total_cpu_s_per_1000" 4:
         |run, _| run.per_1000(run.cpu.node + run.cpu.broker + run.cpu.publisher);
     Figure "merchants_cpu_s_per_1000" 4: |run, _| run.per_1000(run.cpu.merchants);
+    Figure "other_load_percent" 1: |run, _| run.cpu.others_percent();
     Figure "peak_rss_mib" 1: |run, _| Some(run.node_peak_rss_mib);
     Figure "broker_rss_mib" 1: |run, _| Some(run.broker_peak_rss_mib);
     Figure "connections" 0: |run, _| Some(run.connections as f64);

@@ -177,7 +177,7 @@ async fn deliver(
 
 impl Measured {
     /// Different orders that arrived.
-    pub(super) fn arrived(&self) -> u64 {
+    pub(super) fn forwarded(&self) -> u64 {
         self.verdict.total.unique
     }
 
@@ -185,7 +185,7 @@ impl Measured {
     pub(super) fn orders_per_s(&self) -> Option<f64> {
         let last_us = self.verdict.total.last_arrival_us?;
         let took = Duration::from_micros(last_us.checked_sub(self.first_publish_us)?);
-        (!took.is_zero()).then(|| self.arrived() as f64 / took.as_secs_f64())
+        (!took.is_zero()).then(|| self.forwarded() as f64 / took.as_secs_f64())
     }
 
     /// Arrivals in each whole second of the wall clock, fewest first; `None` below three of them.
@@ -200,12 +200,12 @@ impl Measured {
 
     /// CPU seconds for each 1,000 orders that arrived.
     pub(super) fn per_1000(&self, cpu: Duration) -> Option<f64> {
-        let arrived = self.arrived();
+        let arrived = self.forwarded();
         (arrived > 0).then(|| cpu.as_secs_f64() * 1_000.0 / arrived as f64)
     }
 
     pub(super) fn lost(&self) -> u64 {
-        self.acked.saturating_sub(self.arrived())
+        self.acked.saturating_sub(self.forwarded())
     }
 
     /// Second arrivals, those of the warm-up's orders included.

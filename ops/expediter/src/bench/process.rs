@@ -107,9 +107,40 @@ pub(super) fn cpu(pid: u32) -> anyhow::Result<Duration> {
     cpu_in(&stat).with_context(|| format!("{path} is not as expected: {stat}"))
 }
 
+/// Linux counts in hundredths of a second for user space, whatever the kernel's own tick is.
+const TICK_MS: u64 = 10;
+
+/// CPU time of the whole machine since its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct MachineTime {
+    pub(super) busy: Duration,
+    /// Of all cores, idle or not.
+    pub(super) all: Duration,
+}
+
+/// What all processes of the machine, and the kernel by itself, have used; steal counts as used.
+pub(super) fn machine_time() -> anyhow::Result<MachineTime> {
+    let stat = std::fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
+    machine_in(&stat).context("/proc/stat is not as expected")
+}
+
+fn machine_in(stat: &str) -> Option<MachineTime> {
+    let cpu = stat.lines().next()?.strip_prefix("cpu ")?;
+    // user, nice, system, idle, iowait, irq, softirq, steal; what follows is contained in user.
+    let ticks: Vec<u64> = cpu
+        .split_whitespace()
+        .take(8)
+        .map_while(|n| n.parse().ok())
+        .collect();
+    let idle = ticks.get(3)? + ticks.get(4)?;
+    let all: u64 = ticks.iter().sum();
+    Some(MachineTime {
+        busy: Duration::from_millis((all - idle) * TICK_MS),
+        all: Duration::from_millis(all * TICK_MS),
+    })
+}
+
 fn cpu_in(stat: &str) -> Option<Duration> {
-    // Linux counts in hundredths of a second for user space, whatever the kernel's own tick is.
-    const TICK_MS: u64 = 10;
     // The name, in parentheses, may hold anything.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(11);
@@ -139,8 +170,17 @@ mod tests {
     }
 
     #[test]
+    fn the_machine_is_busy_unless_it_is_idle_or_waits() {
+        let time = machine_in("cpu  10 1 20 400 30 2 3 4 0 0\ncpu0 1 1 1 1").unwrap();
+        assert_eq!(time.busy, Duration::from_millis(400));
+        assert_eq!(time.all, Duration::from_millis(4_700));
+        assert_eq!(machine_in("cpu  1 2"), None);
+    }
+
+    #[test]
     fn the_kernel_tells_of_this_process() {
         assert!(cpu(std::process::id()).is_ok());
+        assert!(machine_time().is_ok());
         assert!(peak_rss_mib(std::process::id()).unwrap() > 0.5);
     }
 }

@@ -126,6 +126,7 @@ impl Serialize for Report {
         map.serialize_entry("merchants", &args.merchants)?;
         map.serialize_entry("in_flight", &args.in_flight)?;
         map.serialize_entry("concurrency", &args.concurrency())?;
+        map.serialize_entry("mailbox", &args.mailbox)?;
         map.serialize_entry("latency_ms", &(args.latency.as_millis() as u64))?;
         map.serialize_entry("jitter_ms", &(args.jitter.as_millis() as u64))?;
         map.serialize_entry("body_bytes", &args.body_bytes)?;

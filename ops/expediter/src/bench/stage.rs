@@ -15,7 +15,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::args::ForwardArgs;
 use super::probe::{self, Metrics};
-use super::process::{Process, cpu};
+use super::process::{MachineTime, Process, cpu, machine_time};
 use super::scratch::Scratch;
 
 /// From the start of a process until it says that it listens.
@@ -45,15 +45,28 @@ pub(super) struct Cpu {
     pub(super) broker: Duration,
     pub(super) publisher: Duration,
     pub(super) merchants: Duration,
+    pub(super) machine: MachineTime,
 }
 
 impl Cpu {
+    /// Share of the machine that was used by others, and by the kernel for no process, in percent.
+    pub(super) fn others_percent(&self) -> Option<f64> {
+        let ours = self.node + self.broker + self.publisher + self.merchants;
+        let others = self.machine.busy.saturating_sub(ours);
+        let all = self.machine.all;
+        (!all.is_zero()).then(|| 100.0 * others.as_secs_f64() / all.as_secs_f64())
+    }
+
     pub(super) fn since(self, before: Self) -> Self {
         Self {
             node: self.node.saturating_sub(before.node),
             broker: self.broker.saturating_sub(before.broker),
             publisher: self.publisher.saturating_sub(before.publisher),
             merchants: self.merchants.saturating_sub(before.merchants),
+            machine: MachineTime {
+                busy: self.machine.busy.saturating_sub(before.machine.busy),
+                all: self.machine.all.saturating_sub(before.machine.all),
+            },
         }
     }
 }
@@ -139,6 +152,7 @@ impl Stage {
             broker: cpu(self.broker_pid()?)?,
             publisher: cpu(std::process::id())?,
             merchants: cpu(self.merchants.pid())?,
+            machine: machine_time()?,
         })
     }
 
@@ -224,6 +238,7 @@ async fn register(
         // The slowest answer is no failure.
         merchant.adapter.timeout += args.latency + args.jitter;
         merchant.limits.concurrency = args.concurrency();
+        merchant.limits.mailbox = args.mailbox;
         if args.ordered {
             merchant.limits.ordering = Ordering::Merchant;
         }
