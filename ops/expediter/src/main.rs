@@ -48,6 +48,7 @@ enum Verb {
     /// Print a completion script for a shell
     Completion(cli::completion::Args),
     /// Print the version
+    #[command(after_help = cli::VERSION_EXAMPLES)]
     Version,
 }
 

@@ -70,7 +70,11 @@ fn check(global: &Global, file: &Path) -> Result<(), Error> {
     }
     match problems.len() {
         0 => Ok(()),
-        1 => Err(Error::Usage(format!("{shown} has a problem"))),
-        n => Err(Error::Usage(format!("{shown} has {n} problems"))),
+        1 => Err(Error::Usage(format!(
+            "1 problem with {shown} and the environment"
+        ))),
+        n => Err(Error::Usage(format!(
+            "{n} problems with {shown} and the environment"
+        ))),
     }
 }

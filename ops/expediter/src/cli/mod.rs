@@ -21,6 +21,11 @@ pub(crate) use global::Global;
 
 use out::Out;
 
+pub(crate) const VERSION_EXAMPLES: &str = "\
+Examples:
+  expediter version
+  expediter version --json | jq -r .version";
+
 /// `expediter version`
 pub(crate) fn version(global: &Global) -> Result<(), Error> {
     #[derive(serde::Serialize)]

@@ -58,6 +58,9 @@ enum Action {
 struct Applied {
     merchant: String,
     action: Action,
+    /// Nothing was done.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    dry_run: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -136,7 +139,7 @@ fn read(files: &[PathBuf]) -> Result<Manifest, Error> {
 }
 
 async fn plan(connection: &Connection, manifest: Manifest) -> Result<Vec<Planned>, Error> {
-    let registry = Registry::new(connection);
+    let registry = super::registry(connection).await?;
     let merchants = manifest
         .merchants
         .into_iter()
@@ -224,6 +227,7 @@ async fn put(registry: &Registry, planned: Planned, actor: &str) -> Applied {
     Applied {
         merchant: id.to_string(),
         action,
+        dry_run: false,
         revision,
         changes,
         effects: Vec::new(),
@@ -262,6 +266,7 @@ async fn tell(connection: &Connection, planned: Vec<Planned>) -> Result<Vec<Appl
         Applied {
             merchant: planned.merchant.id.to_string(),
             action,
+            dry_run: true,
             revision: planned.current.as_ref().map(|entry| entry.revision),
             changes: planned.changes,
             effects,

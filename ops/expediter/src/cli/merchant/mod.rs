@@ -11,7 +11,7 @@ mod sources;
 mod test;
 
 use clap::Subcommand;
-use expediter_nats::{Connection, Registry, RegistryEntry};
+use expediter_nats::{Connection, Registry, RegistryEntry, partitions};
 use expediter_types::MerchantId;
 
 use super::global::block_on;
@@ -76,8 +76,14 @@ impl Actor {
     }
 }
 
+/// The registry, once it is there.
+async fn registry(connection: &Connection) -> Result<Registry, Error> {
+    partitions(connection).await?;
+    Ok(Registry::new(connection))
+}
+
 /// A merchant's entry, or the error that says that there is none.
 async fn existing(connection: &Connection, id: &MerchantId) -> Result<RegistryEntry, Error> {
-    let entry = Registry::new(connection).get(id).await?;
+    let entry = registry(connection).await?.get(id).await?;
     entry.ok_or_else(|| Error::NotFound(format!("no merchant {id} is registered")))
 }

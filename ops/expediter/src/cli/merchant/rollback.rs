@@ -1,4 +1,4 @@
-use expediter_nats::{Registry, RegistryChange};
+use expediter_nats::RegistryChange;
 use expediter_types::{Merchant, MerchantId};
 use expediter_wire::manifest::{self, Change};
 use expediter_wire::registry::Registration;
@@ -40,7 +40,7 @@ struct RolledBack {
 
 pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let connection = global.connect().await?;
-    let registry = Registry::new(&connection);
+    let registry = super::registry(&connection).await?;
     let history = registry.history(&args.id).await?;
     let Some(current) = history.last().cloned() else {
         return Err(Error::NotFound(format!(

@@ -1,4 +1,4 @@
-use expediter_nats::{Registry, RegistryChange, RegistryEntry};
+use expediter_nats::{RegistryChange, RegistryEntry};
 use expediter_types::{MerchantId, Ordering};
 use expediter_wire::Rfc3339;
 use expediter_wire::control::{MerchantState, MerchantStatus};
@@ -13,6 +13,9 @@ use crate::cli::owners::Owners;
 use crate::cli::table::table;
 use crate::cli::text::{ago, clean, counted, now, when, when_and_ago};
 use crate::cli::{Error, Global};
+
+/// Revisions that the registry keeps of a merchant.
+const KEPT: usize = 16;
 
 const EXAMPLES: &str = "\
 Without --json the manifest is printed as TOML which `merchant apply` reads; secrets appear as the
@@ -48,7 +51,10 @@ struct Shown {
 pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let connection = global.connect().await?;
     if args.history {
-        let changes = Registry::new(&connection).history(&args.id).await?;
+        let changes = super::registry(&connection)
+            .await?
+            .history(&args.id)
+            .await?;
         return history(global, &args.id, changes);
     }
     let entry = existing(&connection, &args.id).await?;
@@ -138,15 +144,16 @@ fn history(global: &Global, id: &MerchantId, changes: Vec<RegistryChange>) -> Re
             "no merchant {id} was ever registered"
         )));
     }
+    // What is older than a full history is not known: its first revision is shown without changes.
+    let is_whole = changes.len() < KEPT;
     let mut lines = Vec::new();
-    // What is older than the first kept revision is not known: it is shown without changes.
     let mut before = None;
     for (n, change) in changes.into_iter().enumerate() {
         let (action, keys) = match (&before, &change.merchant) {
             (_, None) => ("deleted", Vec::new()),
             (Some(old), Some(new)) => ("changed", manifest::diff(old, new)),
-            (None, Some(_)) if n == 0 && change.revision > 1 => ("kept", Vec::new()),
-            (None, Some(_)) => ("created", Vec::new()),
+            (None, Some(_)) if n > 0 || is_whole => ("created", Vec::new()),
+            (None, Some(_)) => ("changed", Vec::new()),
         };
         let action = if change.rolled_back_from.is_some() {
             "rolled back"

@@ -39,7 +39,7 @@ impl Input {
     pub(super) fn size(&self) -> Option<u64> {
         let len = |path: &PathBuf| {
             let found = std::fs::metadata(path).ok()?;
-            (path.as_os_str() != "-" && found.is_file()).then(|| found.len())
+            (path.as_os_str() != "-" && found.is_file()).then_some(found.len())
         };
         self.files.iter().map(len).sum()
     }

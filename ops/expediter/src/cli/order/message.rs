@@ -45,7 +45,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
     if name.is_empty() || !name.bytes().all(token) {
         return Err(format!("{name:?} is no header name"));
     }
-    // Durations in the log would be lost; the broker reads these itself.
+    // They would tell the broker other things than how to keep an order.
     if name.to_ascii_lowercase().starts_with("nats-") {
         return Err("Nats- headers are for the broker".to_owned());
     }

@@ -13,7 +13,7 @@ use super::{Error, Global};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Publish orders for a merchant
-    Publish(publish::Args),
+    Publish(Box<publish::Args>),
     /// Show where an order is, and every attempt so far
     Show(show::Args),
 }
@@ -21,7 +21,7 @@ pub(crate) enum Verb {
 pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
     block_on(async {
         match verb {
-            Verb::Publish(args) => Box::pin(publish::run(global, args)).await,
+            Verb::Publish(args) => Box::pin(publish::run(global, *args)).await,
             Verb::Show(args) => Box::pin(show::run(global, args)).await,
         }
     })

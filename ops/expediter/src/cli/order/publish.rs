@@ -25,7 +25,8 @@ const HEADER_ROOM: usize = 4 << 10;
 
 const EXAMPLES: &str = "\
 Any NATS client can publish to orders.<merchant>; this is the convenience. An order's id names it
-for ever: publishing the same id again is harmless.
+for ever: publishing it again is harmless with the same body, and ends as a dead letter with
+another one.
 
 Examples:
   expediter order publish luigis -f order.json --id 4711
@@ -91,6 +92,9 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
             "--id names one order, but there are several files".to_owned(),
         ));
     }
+    // What all orders share is checked before anything is sent.
+    let any = OrderId::new("any").map_err(|error| Error::Usage(error.to_string()))?;
+    args.shared.message(&args.merchant, any, None, b"")?;
     let connection = global.connect().await?;
     partitions(&connection).await?;
     warn_if_unknown(&connection, &args.merchant).await?;
