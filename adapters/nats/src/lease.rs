@@ -180,6 +180,14 @@ impl Lease {
                         self.revision = revision;
                         Duration::ZERO
                     }
+                    // The broker went back in time, and a former holder with it. One that lives
+                    // finds ours above its own and ends.
+                    Ok(Standing::Other(revision, other))
+                        if revision < self.revision || instance::is_dead(&other.instance) =>
+                    {
+                        self.revision = revision;
+                        Duration::ZERO
+                    }
                     Ok(Standing::Other(_, other)) => {
                         self.freshness.end();
                         let name = self.node.clone();

@@ -23,6 +23,9 @@ pub(crate) struct LogView {
     pub(crate) generation: u64,
 }
 
+/// How full OUTCOMES is, is asked with every so manieth look.
+const FILL: u32 = 5;
+
 /// Looks for ever; ends when its future is dropped. Creates the streams anew when the broker came
 /// back without them.
 pub(crate) async fn look(
@@ -38,6 +41,13 @@ pub(crate) async fn look(
         interval.tick().await;
         if look.is_multiple_of(ALL) {
             mend(&broker, &topology).await;
+        }
+        if look.is_multiple_of(FILL) {
+            match broker.info(subjects::OUTCOMES).await {
+                Ok(Some(info)) => events.outcomes_size(info.state.bytes, info.config.max_bytes),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(error = chain(&error), "OUTCOMES cannot be looked at"),
+            }
         }
         match once(&broker, &topology, &mut witness).await {
             Ok((state, lost)) => {
