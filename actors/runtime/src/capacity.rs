@@ -4,7 +4,7 @@
 //! concurrency cannot take all of it.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A merchant that holds fewer attempts than this may use the reserved share.
@@ -25,6 +25,8 @@ pub(crate) struct Capacity {
     open_to_all: usize,
     in_flight: AtomicUsize,
     denied: AtomicUsize,
+    /// Nothing starts at all.
+    held: AtomicBool,
     waiting: Mutex<Waiting>,
 }
 
@@ -49,12 +51,16 @@ impl Capacity {
             open_to_all: limit - limit / 5,
             in_flight: AtomicUsize::new(0),
             denied: AtomicUsize::new(0),
+            held: AtomicBool::new(false),
             waiting: Mutex::default(),
         })
     }
 
     /// A place for a merchant that holds `held`, if there is one.
     pub(crate) fn take(self: &Arc<Self>, held: u32) -> Option<Permit> {
+        if self.held.load(Ordering::Acquire) {
+            return None;
+        }
         let bound = if held < SMALL {
             self.limit
         } else {
@@ -83,6 +89,20 @@ impl Capacity {
         };
         queue.push_back(wake);
         None
+    }
+
+    /// Lets nothing start, or everything again that waits.
+    pub(crate) fn hold(&self, held: bool) {
+        if !self.held.swap(held, Ordering::AcqRel) || held {
+            return;
+        }
+        let waiting = {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *waiting)
+        };
+        for wake in waiting.small.into_iter().chain(waiting.large) {
+            wake();
+        }
     }
 
     /// A merchant that holds so many waits among those who hold little.
@@ -145,13 +165,28 @@ mod tests {
         let small: Vec<_> = (0..2).filter_map(|held| capacity.take(held)).collect();
         assert_eq!((small.len(), capacity.in_flight()), (2, 10));
         assert!(capacity.wait(0, wake()).is_none(), "full");
+        capacity.hold(true);
+        drop(large.pop());
+        assert!(capacity.take(0).is_none(), "held");
+        assert_eq!(
+            woken.load(Ordering::Relaxed),
+            1,
+            "who waits is woken, and finds it held"
+        );
+        assert!(capacity.wait(50, wake()).is_none());
+        capacity.hold(false);
+        assert_eq!(woken.load(Ordering::Relaxed), 3, "all that wait are woken");
+        let refill = capacity.take(0);
+        assert!(refill.is_some());
+        assert!(capacity.wait(50, wake()).is_none() && capacity.wait(0, wake()).is_none());
+        woken.store(0, Ordering::Relaxed);
         drop(small);
         assert_eq!(
             woken.load(Ordering::Relaxed),
             1,
             "the small one is woken first"
         );
-        large.truncate(7);
+        large.truncate(6);
         assert_eq!(woken.load(Ordering::Relaxed), 2);
     }
 }

@@ -239,6 +239,11 @@ impl Platform {
             .flatten()
     }
 
+    /// Starts no attempt while held: outcomes could not be recorded.
+    pub fn hold(&self, held: bool) {
+        self.0.capacity.hold(held);
+    }
+
     /// Partitions this process works on.
     #[must_use]
     pub fn partitions(&self) -> Vec<Partition> {

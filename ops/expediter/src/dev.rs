@@ -105,7 +105,8 @@ async fn demonstrate(args: &Args, nats: Option<&str>) -> anyhow::Result<u64> {
     let started = Instant::now();
     let mut table = Table::new(account.clone());
     let mut screen = Screen::open(interactive)?;
-    let mut every = tokio::time::interval(Duration::from_millis(if interactive { 250 } else { 1_000 }));
+    let mut every =
+        tokio::time::interval(Duration::from_millis(if interactive { 250 } else { 1_000 }));
     every.tick().await;
     let failure = loop {
         tokio::select! {
@@ -136,7 +137,8 @@ async fn demonstrate(args: &Args, nats: Option<&str>) -> anyhow::Result<u64> {
     if let Some(broker) = broker {
         broker.terminate().await;
     }
-    let _flushed = tokio::task::spawn_blocking(move || guard.shutdown(Duration::from_secs(2))).await;
+    let _flushed =
+        tokio::task::spawn_blocking(move || guard.shutdown(Duration::from_secs(2))).await;
     Ok(verdict.lost)
 }
 
@@ -159,7 +161,8 @@ fn log_options(
     if interactive {
         options.filter = "off".to_owned();
     } else {
-        options.filter = "warn,expediter=error,expediter_runtime=error,expediter_nats=error".to_owned();
+        options.filter =
+            "warn,expediter=error,expediter_runtime=error,expediter_nats=error".to_owned();
     }
     Ok(options)
 }
@@ -170,7 +173,11 @@ fn clear(dir: &std::path::Path) -> anyhow::Result<()> {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if name == "nats" || name == "store" || name.starts_with("nats.") || name.starts_with("store.") {
+        if name == "nats"
+            || name == "store"
+            || name.starts_with("nats.")
+            || name.starts_with("store.")
+        {
             let path = entry.path();
             let removed = match entry.file_type()?.is_dir() {
                 true => std::fs::remove_dir_all(&path),

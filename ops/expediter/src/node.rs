@@ -32,7 +32,6 @@ use health::NodeHealth;
 pub(crate) struct RunningNode {
     pub(crate) platform: Platform,
     pub(crate) node: Arc<Node>,
-    pub(crate) directory: Arc<MerchantDirectory>,
     events: Arc<Events>,
     gateway: Handle,
     gauges: tokio::task::JoinHandle<()>,
@@ -59,6 +58,7 @@ impl RunningNode {
             Arc::clone(&directory),
             Arc::clone(&events) as _,
         )?;
+        events.set_platform(platform.clone());
         let node = Arc::new(OnceLock::new());
         let health = NodeHealth {
             events: Arc::clone(&events),
@@ -86,12 +86,20 @@ impl RunningNode {
                 let mut every = tokio::time::interval(Duration::from_secs(1));
                 loop {
                     every.tick().await;
-                    metrics.store_disk.set(store.usage().disk_bytes.try_into().unwrap_or(i64::MAX));
+                    metrics
+                        .store_disk
+                        .set(store.usage().disk_bytes.try_into().unwrap_or(i64::MAX));
                     refresh(&metrics, &platform, &directory);
                 }
             }
         });
-        Ok(Self { platform, node: started, directory, events, gateway, gauges })
+        Ok(Self {
+            platform,
+            node: started,
+            events,
+            gateway,
+            gauges,
+        })
     }
 
     /// Where the probes are served.
@@ -116,7 +124,10 @@ impl RunningNode {
     pub(crate) async fn unfinished(&self) -> RoaringTreemap {
         let mut all = RoaringTreemap::new();
         for partition in self.platform.partitions() {
-            let open = self.platform.ask(partition, |machine, _| machine.open_sequences()).await;
+            let open = self
+                .platform
+                .ask(partition, |machine, _| machine.open_sequences())
+                .await;
             all |= open.unwrap_or_default();
         }
         all
@@ -158,7 +169,9 @@ pub(crate) fn run(config: Config) -> Result<(), cli::Error> {
 /// Runs on the process's own runtime, with the one TLS provider.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
     // A second call finds the same provider in place.
-    let _installed = rustls::crypto::ring::default_provider().install_default().is_ok();
+    let _installed = rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_ok();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("expediter")

@@ -53,7 +53,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
 const ONLY_IN: [(&str, &[&str]); 6] = [
     ("actix", &["runtime"]),
     ("sled", &["store"]),
-    ("reqwest", &["http"]),
+    ("reqwest", &["http", "telemetry"]),
     ("actix-web", &["gateway"]),
     ("opentelemetry", &["telemetry"]),
     ("hyper", &["fleet", "http"]),

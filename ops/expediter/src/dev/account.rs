@@ -103,7 +103,11 @@ impl Account {
             let held = node.unfinished().await;
             let verdict = {
                 let books = self.books();
-                let missing = books.open.iter().filter(|seq| !held.contains(**seq)).count() as u64;
+                let missing = books
+                    .open
+                    .iter()
+                    .filter(|seq| !held.contains(**seq))
+                    .count() as u64;
                 Verdict {
                     accepted: books.accepted,
                     refused: books.refused,

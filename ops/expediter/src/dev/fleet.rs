@@ -23,7 +23,10 @@ const RATE_LIMIT: f64 = 8.0;
 
 /// Starts the fleet on a free port of the loopback interface.
 pub(super) fn start() -> anyhow::Result<FleetHandle> {
-    let fleet = Fleet::start(Options { record: Record::Counts, ..Options::default() })?;
+    let fleet = Fleet::start(Options {
+        record: Record::Counts,
+        ..Options::default()
+    })?;
     for (id, _, _) in MERCHANTS {
         let behaviour = match id {
             "fast" => Behaviour::fast(),

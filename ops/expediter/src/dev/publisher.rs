@@ -47,7 +47,10 @@ async fn run(
     let per_tick = rate.div_ceil(100);
     let period = Duration::from_secs_f64(f64::from(per_tick) / f64::from(rate));
     let mut every = tokio::time::interval(period);
-    let run = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let run = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     let mut number: u64 = 0;
     loop {
         tokio::select! {
@@ -56,14 +59,19 @@ async fn run(
         }
         for _ in 0..per_tick {
             number += 1;
-            let Ok(merchant) = MerchantId::new(pick(number)) else { continue };
+            let Ok(merchant) = MerchantId::new(pick(number)) else {
+                continue;
+            };
             let id = format!("{run}-{number}");
             let mut headers = HeaderMap::new();
             headers.insert("ce-id", id.as_str());
             headers.insert("ce-type", "order.created");
             headers.insert("content-type", "application/json");
             headers.insert("Nats-Msg-Id", format!("{merchant}/{id}").as_str());
-            match publisher.publish(&merchant, headers, sample(&id, number)).await {
+            match publisher
+                .publish(&merchant, headers, sample(&id, number))
+                .await
+            {
                 Ok(ack) => {
                     let account = account.clone();
                     acks.spawn(async move {

@@ -19,7 +19,11 @@ pub(super) enum Screen {
 
 impl Screen {
     pub(super) fn open(interactive: bool) -> std::io::Result<Self> {
-        if interactive { Ok(Self::Live(Box::new(ratatui::try_init()?))) } else { Ok(Self::Plain) }
+        if interactive {
+            Ok(Self::Live(Box::new(ratatui::try_init()?)))
+        } else {
+            Ok(Self::Plain)
+        }
     }
 
     /// Shows the table; true: the user asked to end.
@@ -66,9 +70,12 @@ fn asked_to_end() -> std::io::Result<bool> {
 }
 
 fn draw(frame: &mut ratatui::Frame<'_>, table: &Table) {
-    let [head, body, foot] =
-        Layout::vertical([Constraint::Length(2), Constraint::Min(3), Constraint::Length(1)])
-            .areas(frame.area());
+    let [head, body, foot] = Layout::vertical([
+        Constraint::Length(2),
+        Constraint::Min(3),
+        Constraint::Length(1),
+    ])
+    .areas(frame.area());
     let title = format!(
         "Expediter  {} s   accepted {}   finished {}",
         table.elapsed.as_secs(),

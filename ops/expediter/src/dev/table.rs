@@ -11,8 +11,16 @@ use super::fleet::MERCHANTS;
 use crate::node::RunningNode;
 
 /// Column names, and the least width at which each is worth showing.
-pub(super) const COLUMNS: [&str; 8] =
-    ["merchant", "state", "backlog", "in flight", "deliv/s", "p50 ms", "p99 ms", "last error"];
+pub(super) const COLUMNS: [&str; 8] = [
+    "merchant",
+    "state",
+    "backlog",
+    "in flight",
+    "deliv/s",
+    "p50 ms",
+    "p99 ms",
+    "last error",
+];
 
 /// One merchant's line.
 #[derive(Debug, Clone, Default)]
@@ -56,11 +64,18 @@ impl Table {
         self.elapsed = elapsed;
         (self.accepted, self.finished) = self.account.so_far();
         let rows = node.rows().await;
-        self.lines = MERCHANTS.iter().map(|(id, _, _)| self.line(id, &rows)).collect();
+        self.lines = MERCHANTS
+            .iter()
+            .map(|(id, _, _)| self.line(id, &rows))
+            .collect();
     }
 
     fn line(&mut self, id: &str, rows: &HashMap<MerchantId, MerchantRow>) -> Line {
-        let mut line = Line { merchant: id.to_owned(), state: "idle".to_owned(), ..Line::default() };
+        let mut line = Line {
+            merchant: id.to_owned(),
+            state: "idle".to_owned(),
+            ..Line::default()
+        };
         let Some(row) = rows.get(id) else { return line };
         line.state = state(row.state);
         line.backlog = row.backlog;
@@ -72,8 +87,10 @@ impl Table {
         let at = |share: usize| latencies.get((latencies.len().saturating_sub(1)) * share / 100);
         (line.p50, line.p99) = (at(50).copied(), at(99).copied());
         let now = Instant::now();
-        let (since, count) =
-            self.before.entry(id.to_owned()).or_insert((now, row.delivered));
+        let (since, count) = self
+            .before
+            .entry(id.to_owned())
+            .or_insert((now, row.delivered));
         let seconds = now.duration_since(*since).as_secs_f64();
         if seconds > 0.0 {
             line.per_second = row.delivered.saturating_sub(*count) as f64 / seconds;
@@ -109,8 +126,20 @@ impl Table {
     /// Printed at the end.
     pub(super) fn summary(&self, verdict: &Verdict, elapsed: Duration) -> String {
         let mut table = comfy_table::Table::new();
-        table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-        table.set_header(["merchant", "state", "delivered", "backlog", "p50 ms", "p99 ms", "last error"]);
+        table.load_preset(comfy_table::presets::NOTHING);
+        let width = ratatui::crossterm::terminal::size().map_or(120, |(columns, _)| columns);
+        table
+            .set_content_arrangement(comfy_table::ContentArrangement::Dynamic)
+            .set_width(width);
+        table.set_header([
+            "merchant",
+            "state",
+            "delivered",
+            "backlog",
+            "p50 ms",
+            "p99 ms",
+            "last error",
+        ]);
         let figure = |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |v| v.to_string());
         for line in &self.lines {
             table.add_row([
@@ -123,7 +152,14 @@ impl Table {
                 line.last_error.clone(),
             ]);
         }
-        let Verdict { accepted, refused, delivered, finished, waiting, lost } = verdict;
+        let Verdict {
+            accepted,
+            refused,
+            delivered,
+            finished,
+            waiting,
+            lost,
+        } = verdict;
         let refused = match refused {
             0 => String::new(),
             count => format!(", {count} publishes failed"),
@@ -139,7 +175,10 @@ impl Table {
 fn state(state: MerchantState) -> String {
     match state {
         MerchantState::Open => "open".to_owned(),
-        MerchantState::Closed { because: ClosedBecause::RateLimited, .. } => "asked to wait".to_owned(),
+        MerchantState::Closed {
+            because: ClosedBecause::RateLimited,
+            ..
+        } => "asked to wait".to_owned(),
         MerchantState::Closed { because, .. } => because.as_str().to_owned(),
         MerchantState::Quarantined => "quarantined".to_owned(),
         MerchantState::Unknown => "unknown".to_owned(),

@@ -7,11 +7,16 @@ use std::time::{Duration, Instant};
 use expediter_core::partition::Event;
 use expediter_nats::NodeEvents;
 use expediter_ports::StoreError;
-use expediter_runtime::PlatformEvents;
+use expediter_runtime::{Platform, PlatformEvents};
 use expediter_telemetry::Metrics;
 use expediter_telemetry::metrics::Alarm;
 use expediter_types::{OutcomeKind, Partition};
 use tokio::sync::watch;
+
+/// From here on operators are alarmed.
+const ALARM_PERCENT: u128 = 80;
+/// From here on the room is left for claims, marks and the outcomes of what already runs.
+const STOP_PERCENT: u128 = 95;
 
 /// How long our own fault keeps the node from being ready.
 const LOCAL_FAULT: Duration = Duration::from_secs(5);
@@ -24,6 +29,8 @@ pub(crate) struct Events {
     /// Milliseconds after `started` at which our own fault was last seen; 0: never.
     local_fault: std::sync::atomic::AtomicU64,
     outcomes_full: AtomicBool,
+    /// Set once the platform runs.
+    platform: std::sync::OnceLock<Platform>,
     failed: watch::Sender<Option<String>>,
 }
 
@@ -34,15 +41,24 @@ impl Events {
             started: Instant::now(),
             local_fault: std::sync::atomic::AtomicU64::new(0),
             outcomes_full: AtomicBool::new(false),
+            platform: std::sync::OnceLock::new(),
             failed: watch::Sender::new(None),
         })
+    }
+
+    /// Whose attempts are held when OUTCOMES is full.
+    pub(crate) fn set_platform(&self, platform: Platform) {
+        let _first = self.platform.set(platform).is_ok();
     }
 
     /// Resolves with the reason when the process cannot go on.
     pub(crate) async fn failed(&self) -> String {
         let mut failed = self.failed.subscribe();
         let reason = failed.wait_for(Option::is_some).await;
-        reason.ok().and_then(|reason| reason.clone()).unwrap_or_default()
+        reason
+            .ok()
+            .and_then(|reason| reason.clone())
+            .unwrap_or_default()
     }
 
     pub(crate) fn has_failed(&self) -> Option<String> {
@@ -86,7 +102,6 @@ impl PlatformEvents for Events {
     fn record_written(&self, took: Duration) {
         self.metrics.outcome_records.inc();
         self.metrics.outcome_publish.observe(took);
-        self.outcomes_full.store(false, Ordering::Relaxed);
     }
 
     fn refused(&self) {
@@ -103,7 +118,8 @@ impl PlatformEvents for Events {
 
     fn local_fault(&self, _detail: &str) {
         let at = self.started.elapsed().as_millis().max(1);
-        self.local_fault.store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.local_fault
+            .store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     fn store_committed(&self, _ops: usize, took: Duration) {
@@ -134,5 +150,41 @@ impl NodeEvents for Events {
 
     fn purged(&self, messages: u64) {
         self.metrics.log_purged.add(messages);
+    }
+
+    fn connected(&self, yes: bool) {
+        self.metrics
+            .alarms
+            .of(Alarm::BrokerAway)
+            .set(i64::from(!yes));
+    }
+
+    fn outcomes_size(&self, bytes: u64, most: i64) {
+        let Some(most) = u64::try_from(most).ok().filter(|most| *most > 0) else {
+            return;
+        };
+        let percent = u128::from(bytes) * 100 / u128::from(most);
+        let stopped = percent >= STOP_PERCENT;
+        self.metrics
+            .alarms
+            .of(Alarm::OutcomesFilling)
+            .set(i64::from(percent >= ALARM_PERCENT));
+        self.metrics
+            .alarms
+            .of(Alarm::OutcomesStopped)
+            .set(i64::from(stopped));
+        if self.outcomes_full.swap(stopped, Ordering::Relaxed) != stopped {
+            if stopped {
+                tracing::error!(
+                    percent,
+                    "OUTCOMES is nearly full: no attempts start until there is room"
+                );
+            } else {
+                tracing::info!(percent, "OUTCOMES has room again");
+            }
+        }
+        if let Some(platform) = self.platform.get() {
+            platform.hold(stopped);
+        }
     }
 }

@@ -28,7 +28,11 @@ impl Health for NodeHealth {
     fn ready(&self) -> Vec<Check> {
         let check = |name, holds: bool, otherwise: &str| Check {
             name,
-            result: if holds { Ok(()) } else { Err(otherwise.to_owned()) },
+            result: if holds {
+                Ok(())
+            } else {
+                Err(otherwise.to_owned())
+            },
         };
         let Some(node) = self.node.get() else {
             return vec![check("nats", false, "waiting for NATS")];
@@ -42,12 +46,32 @@ impl Health for NodeHealth {
             .count();
         vec![
             check("nats", status.connected, "the connection to NATS is lost"),
-            check("registry", status.registry_loaded, "the registry is not loaded yet"),
+            check(
+                "registry",
+                status.registry_loaded,
+                "the registry is not loaded yet",
+            ),
             check("lease", status.lease_fresh, "the node's lease is not fresh"),
-            check("partitions", starting == 0, &format!("{starting} partitions are not running yet")),
-            check("store", snapshot.store_waiting < STORE_BEHIND, "the store is behind"),
-            check("local", !self.events.local_fault(), "attempts fail by the node's own fault"),
-            check("outcomes", !self.events.outcomes_full(), "OUTCOMES takes no more"),
+            check(
+                "partitions",
+                starting == 0,
+                &format!("{starting} partitions are not running yet"),
+            ),
+            check(
+                "store",
+                snapshot.store_waiting < STORE_BEHIND,
+                "the store is behind",
+            ),
+            check(
+                "local",
+                !self.events.local_fault(),
+                "attempts fail by the node's own fault",
+            ),
+            check(
+                "outcomes",
+                !self.events.outcomes_full(),
+                "OUTCOMES takes no more",
+            ),
         ]
     }
 }

@@ -13,7 +13,10 @@ pub(crate) fn raise_open_files(wanted: u64, in_flight: usize) -> anyhow::Result<
     let target = if wanted == 0 { most } else { wanted.min(most) };
     let now = limit.current.unwrap_or(u64::MAX);
     if target > now {
-        let raised = Rlimit { current: Some(target), maximum: limit.maximum };
+        let raised = Rlimit {
+            current: Some(target),
+            maximum: limit.maximum,
+        };
         if let Err(error) = setrlimit(Resource::Nofile, raised) {
             tracing::warn!(%error, target, "the limit of open files could not be raised");
         }

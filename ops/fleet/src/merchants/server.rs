@@ -50,6 +50,10 @@ pub(super) fn start(
     };
     let mut workers = Vec::new();
     for number in 1..threads.max(1) {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "what waits are accepted connections: open files bound them"
+        )]
         let (send, receive) = mpsc::unbounded_channel();
         workers.push(send);
         let serve = serve_given(receive, Arc::clone(shared), stopped.clone());
