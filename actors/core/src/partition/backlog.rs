@@ -175,6 +175,17 @@ impl Backlog {
         self.offered == 0 && self.unloaded == 0 && self.finishing == 0 && !self.loading
     }
 
+    /// Worth a read from the store: half of the mailbox is free, or the merchant could run dry.
+    fn wants_load(&self, merchant: &Merchant) -> bool {
+        let limits = &merchant.limits;
+        let full = limits.mailbox.max(limits.concurrency);
+        let spare = full.saturating_sub(limits.concurrency);
+        match self.accepting {
+            Accepting::Open => self.room(merchant) >= (full / 2).min(spare).max(1),
+            Accepting::ClosedUntil(_) | Accepting::Probe => self.room(merchant) > 0,
+        }
+    }
+
     fn room(&self, merchant: &Merchant) -> u32 {
         let limits = &merchant.limits;
         let full = limits.mailbox.max(limits.concurrency);
@@ -341,15 +352,13 @@ impl PartitionMachine {
             }
             Accepting::Open | Accepting::Probe => {}
         }
-        let room = backlog.room(&merchant) as usize;
-        if room == 0 {
+        if !backlog.wants_load(&merchant) {
             return;
         }
+        let room = backlog.room(&merchant) as usize;
         let gate = Self::gate(&merchant);
         let ordered = merchant.limits.ordering != Ordering::None;
         let up_to = if ordered { ledger_seen } else { Seq::MAX };
-        // Orders in the mailbox may come back from a load; they are skipped.
-        let limit = room + (backlog.offered + backlog.finishing) as usize;
         if let Some(key) = backlog.key_heads.pop_front() {
             backlog.loading = true;
             let load = Load::KeyHead {
@@ -368,6 +377,8 @@ impl PartitionMachine {
             if due <= now.wall {
                 backlog.loading = true;
                 backlog.next_due = None;
+                // Orders in the mailbox may come back from the index; they are skipped.
+                let limit = room + (backlog.offered + backlog.finishing) as usize;
                 let load = Load::Due {
                     merchant: id.clone(),
                     until: now.wall,
@@ -390,7 +401,7 @@ impl PartitionMachine {
                 merchant: id.clone(),
                 from,
                 up_to,
-                limit,
+                limit: room,
                 gate,
             };
             self.commands.push_back(Command::Load(load));
