@@ -37,6 +37,9 @@ pub struct Offer {
     pub first_attempt: Option<UnixMillis>,
     /// An attempt may have been received.
     pub ambiguous: bool,
+    /// How many orders this machine gave back ([`Effect::Defer`], [`Effect::Return`]) as far as
+    /// the partition had heard when it offered this one.
+    pub returns: u64,
 }
 
 /// What the partition has to do about an order, or has to know of the merchant.
@@ -112,6 +115,11 @@ pub struct MerchantMachine {
     paused_until: u64,
     halted: bool,
     effects: Vec<Effect>,
+    /// Orders given back so far.
+    returns: u64,
+    /// Keys of which orders were given back, and `returns` after that. What the partition offered
+    /// before it heard of them is younger and must not overtake them.
+    returned: HashMap<u64, u64>,
 }
 
 impl MerchantMachine {
@@ -132,6 +140,8 @@ impl MerchantMachine {
             paused_until: 0,
             halted: false,
             effects: Vec::new(),
+            returns: 0,
+            returned: HashMap::new(),
         }
     }
 
@@ -139,6 +149,10 @@ impl MerchantMachine {
     pub fn offer(&mut self, offer: Offer, now: Now) {
         if self.slots.contains_key(&offer.seq) {
             return;
+        }
+        self.returned.retain(|_, returns| *returns > offer.returns);
+        if let Some(key) = offer.key.filter(|key| self.returned.contains_key(key)) {
+            return self.give_back(offer.seq, Some(key));
         }
         self.slots.insert(
             offer.seq,
@@ -345,6 +359,7 @@ impl MerchantMachine {
                 counted: true,
                 ambiguous,
             });
+            self.note_returned(offer.key);
             self.leave_with_followers(offer.seq);
         }
     }
@@ -400,7 +415,7 @@ impl MerchantMachine {
             .unwrap_or_default();
         for follower in followers {
             if follower != seq {
-                self.effects.push(Effect::Return { seq: follower });
+                self.give_back(follower, key);
                 self.leave(follower);
             }
         }
@@ -435,16 +450,34 @@ impl MerchantMachine {
     }
 
     fn return_all(&mut self) {
-        let waiting: Vec<Seq> = self
+        let waiting: Vec<(Seq, Option<u64>)> = self
             .slots
             .iter()
             .filter(|(_, slot)| slot.running.is_none())
-            .map(|(seq, _)| *seq)
+            .map(|(seq, slot)| (*seq, slot.offer.key))
             .collect();
-        for seq in waiting {
-            self.effects.push(Effect::Return { seq });
+        for (seq, key) in waiting {
+            self.give_back(seq, key);
             self.leave(seq);
         }
+    }
+
+    fn give_back(&mut self, seq: Seq, key: Option<u64>) {
+        self.effects.push(Effect::Return { seq });
+        self.note_returned(key);
+    }
+
+    fn note_returned(&mut self, key: Option<u64>) {
+        self.returns += 1;
+        if let Some(key) = key {
+            self.returned.insert(key, self.returns);
+        }
+    }
+
+    /// Orders given back so far: effects [`Effect::Defer`] and [`Effect::Return`].
+    #[must_use]
+    pub fn returns(&self) -> u64 {
+        self.returns
     }
 
     fn expire(&mut self, now: Now) {

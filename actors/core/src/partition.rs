@@ -3,7 +3,8 @@
 //!
 //! Constraints: pure. Inputs are methods; what is to be done comes out as [`Command`]s, store
 //! batches and records. The caller carries them out in order: store batches and loads pass through
-//! one queue, and one record is under way at a time.
+//! one queue, and one record is under way at a time. The same inputs give the same outputs, in the
+//! same order: no iteration over a hash map may decide what comes first.
 
 mod backlog;
 mod drain;
@@ -59,6 +60,11 @@ pub struct PartitionConfig {
     pub panic_window: u64,
     /// Outcomes that may wait for their acknowledgement before no more attempts start; 10,000.
     pub unconfirmed: usize,
+    /// The log counts as pinned when the low water is so many sequences behind; 20,000.
+    pub pinned: u64,
+    /// A merchant's purge is worth its cost (4-5 ms of the broker) from so many finished orders
+    /// on; 500.
+    pub purge_worth: u64,
 }
 
 impl Default for PartitionConfig {
@@ -74,6 +80,8 @@ impl Default for PartitionConfig {
             panics: 5,
             panic_window: 60_000_000,
             unconfirmed: 10_000,
+            pinned: 20_000,
+            purge_worth: 500,
         }
     }
 }
@@ -134,7 +142,9 @@ pub enum Command {
 pub enum Event {
     Taken(u64),
     /// Its outcome is acknowledged.
-    Finished { kind: OutcomeKind },
+    Finished {
+        kind: OutcomeKind,
+    },
     /// From the broker's timestamp to the first start, in milliseconds.
     FirstStart {
         waited_ms: u64,
@@ -191,7 +201,7 @@ pub struct PartitionMachine {
     ledger: Ledger,
     backlogs: HashMap<MerchantId, Backlog>,
     /// Orders that are in a mailbox; the payload and the running attempt are here.
-    window: HashMap<Seq, Held>,
+    window: BTreeMap<Seq, Held>,
     /// Decided, and not acknowledged yet: whether the store has it, and whose it is.
     finishing: HashMap<Seq, Finishing>,
     writer: Writer,
@@ -208,7 +218,7 @@ pub struct PartitionMachine {
     /// When a merchant is to be looked at again, by the wall clock; stale entries are harmless.
     timers: BTreeSet<(UnixMillis, MerchantId)>,
     /// Ordered merchants that wait for the main reader to pass what is older.
-    gated: HashSet<MerchantId>,
+    gated: BTreeSet<MerchantId>,
     gated_seen: Seq,
     ops: Vec<StoreOp>,
     batch_number: u64,
@@ -292,7 +302,7 @@ impl PartitionMachine {
             stamp: recovered.stamp,
             ledger: Ledger::new(recovered.low_water, recovered.finished, open, read_after),
             backlogs,
-            window: HashMap::new(),
+            window: BTreeMap::new(),
             finishing: HashMap::new(),
             writer,
             repeats,
@@ -311,7 +321,7 @@ impl PartitionMachine {
             unknown_since: recovered.unknown_since.into_iter().collect(),
             confirming: HashSet::new(),
             timers: BTreeSet::new(),
-            gated: HashSet::new(),
+            gated: BTreeSet::new(),
             gated_seen: 0,
             ops,
             batch_number: 0,
@@ -354,7 +364,8 @@ impl PartitionMachine {
     /// Looks at every merchant that has stored orders; call once after the start, and for orders
     /// whose merchant was not known at once.
     pub fn wake_all(&mut self, directory: &dyn Directory, now: Now) {
-        let all: Vec<MerchantId> = self.backlogs.keys().cloned().collect();
+        let mut all: Vec<MerchantId> = self.backlogs.keys().cloned().collect();
+        all.sort_unstable();
         for merchant in all {
             self.refill(&merchant, directory, now);
         }
@@ -498,6 +509,7 @@ impl PartitionMachine {
             attempts: stored.state.attempts,
             first_attempt: stored.state.first_attempt,
             ambiguous: stored.state.ambiguous,
+            returns: 0,
         }
     }
 }

@@ -101,6 +101,8 @@ pub(super) struct Backlog {
     /// Decided orders that the store still has.
     pub(super) finishing: u32,
     pub(super) incarnation: u64,
+    /// Orders that this incarnation gave back.
+    pub(super) returns: u64,
     /// Earliest due time among the stored orders that wait for a time.
     pub(super) next_due: Option<UnixMillis>,
     /// Wholly ordered: the head waits until then, and everything behind it.
@@ -132,6 +134,7 @@ impl Backlog {
             key_heads: VecDeque::new(),
             finishing: 0,
             incarnation: 0,
+            returns: 0,
             next_due: None,
             head_due: None,
             condemned: None,
@@ -232,7 +235,7 @@ impl PartitionMachine {
         merchant: &Arc<Merchant>,
         now: Now,
     ) {
-        let offer = Self::offer_of(&stored, merchant);
+        let mut offer = Self::offer_of(&stored, merchant);
         let epoch_since = self.limits_since;
         let Some(backlog) = self.backlogs.get_mut(&merchant.id) else {
             return;
@@ -243,6 +246,7 @@ impl PartitionMachine {
         if backlog.active.is_none() {
             self.incarnations += 1;
             backlog.incarnation = self.incarnations;
+            backlog.returns = 0;
             backlog.active = Some(Arc::clone(merchant));
             self.commands.push_back(Command::Activate {
                 merchant: Arc::clone(merchant),
@@ -252,6 +256,7 @@ impl PartitionMachine {
                 window: Vec::new(),
             });
         }
+        offer.returns = backlog.returns;
         self.window.insert(
             offer.seq,
             Held {

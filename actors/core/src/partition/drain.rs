@@ -22,11 +22,10 @@ impl PartitionMachine {
             return;
         }
         self.draining = true;
-        for (merchant, backlog) in &self.backlogs {
-            if backlog.active.is_some() {
-                self.commands.push_back(Command::Halt(merchant.clone()));
-            }
-        }
+        let active = self.backlogs.iter().filter(|(_, b)| b.active.is_some());
+        let mut active: Vec<_> = active.map(|(merchant, _)| merchant.clone()).collect();
+        active.sort_unstable();
+        self.commands.extend(active.into_iter().map(Command::Halt));
     }
 
     /// No attempt runs and every answer is decided.
@@ -55,7 +54,6 @@ impl PartitionMachine {
                 self.ops.push(StoreOp::Put(held.stored.clone()));
             }
         }
-        running.sort_unstable();
         let busy_until = match running.is_empty() {
             true => 0,
             false => now.wall.saturating_add(self.longest_timeout()),

@@ -79,6 +79,8 @@ impl PartitionMachine {
         if backlog.active.is_none() || backlog.incarnation != report.incarnation {
             return;
         }
+        let gives_back = |e: &&Effect| matches!(e, Effect::Defer { .. } | Effect::Return { .. });
+        backlog.returns += report.effects.iter().filter(gives_back).count() as u64;
         backlog.accepting = report.accepting;
         backlog.last_used = now.mono;
         for (seq, number) in report.starts {
@@ -417,6 +419,7 @@ impl PartitionMachine {
         }
         self.incarnations += 1;
         backlog.incarnation = self.incarnations;
+        backlog.returns = 0;
         let mut window: Vec<(Offer, Option<u32>)> = Vec::new();
         let mut answers = Vec::new();
         for held in self.window.values() {
@@ -435,7 +438,6 @@ impl PartitionMachine {
                 });
             }
         }
-        window.sort_unstable_by_key(|(offer, _)| offer.seq);
         self.commands.push_back(Command::Activate {
             merchant: active,
             incarnation: backlog.incarnation,
@@ -484,14 +486,13 @@ impl PartitionMachine {
             backlog.limits_since = now.mono;
             self.commands.push_back(Command::Release(merchant.clone()));
         }
-        let mut seqs: Vec<Seq> = self
+        let seqs: Vec<Seq> = self
             .window
             .values()
             .filter(|held| held.stored.order.envelope.merchant == *merchant)
             .filter(|held| !matches!(held.stage, Stage::Running { .. }))
             .map(|held| held.stored.order.seq)
             .collect();
-        seqs.sort_unstable();
         for seq in seqs {
             self.decide_alone(seq, now);
         }
@@ -586,9 +587,8 @@ impl PartitionMachine {
                 .closure
                 .is_some_and(|closure| closure.until > now.wall)
         });
-        for id in idle {
-            self.commands.push_back(Command::Release(id));
-        }
+        idle.sort_unstable();
+        self.commands.extend(idle.into_iter().map(Command::Release));
     }
 
     /// Whether a merchant keeps its orders' order.

@@ -5,11 +5,6 @@ use expediter_types::{MerchantId, Seq};
 
 use super::{Command, Load, PartitionMachine};
 
-/// The log counts as pinned when the low water is so many sequences behind.
-const PINNED: u64 = 20_000;
-/// A purge is worth its cost (4-5 ms of the broker) from so many finished orders on.
-const WORTH: u64 = 500;
-
 #[derive(Debug, Default)]
 pub(super) struct Purges {
     asked: bool,
@@ -21,17 +16,17 @@ impl PartitionMachine {
         if self.purges.asked || self.writer.purge_candidate.is_some() {
             return;
         }
-        if self.ledger.seen().saturating_sub(self.ledger.low_water()) < PINNED {
+        if self.ledger.seen().saturating_sub(self.ledger.low_water()) < self.config.pinned {
             return;
         }
         let largest = self
             .backlogs
             .iter()
-            .max_by_key(|(_, backlog)| backlog.finished_since_purge);
+            .max_by_key(|(merchant, backlog)| (backlog.finished_since_purge, *merchant));
         let Some((merchant, backlog)) = largest else {
             return;
         };
-        if backlog.finished_since_purge < WORTH {
+        if backlog.finished_since_purge < self.config.purge_worth {
             return;
         }
         let merchant = merchant.clone();

@@ -171,10 +171,18 @@ impl PartitionMachine {
         Located::Finished { seq }
     }
 
+    /// How it ends is decided, and its outcome is not acknowledged yet.
+    #[must_use]
+    pub fn is_finishing(&self, seq: Seq) -> bool {
+        self.finishing.contains_key(&seq)
+    }
+
     /// Its attempt was started and the request has not left.
     #[must_use]
     pub fn is_starting(&self, seq: Seq) -> bool {
-        self.window.get(&seq).is_some_and(|held| matches!(held.stage, Stage::Marking { .. }))
+        self.window
+            .get(&seq)
+            .is_some_and(|held| matches!(held.stage, Stage::Marking { .. }))
     }
 
     /// Attempts in flight.
@@ -228,7 +236,9 @@ impl PartitionMachine {
     /// Merchants that are closed now, and why.
     pub fn closed_merchants(&self, now: Now) -> impl Iterator<Item = ClosedBecause> + '_ {
         let closures = self.backlogs.values().filter_map(|backlog| backlog.closure);
-        closures.filter(move |closure| closure.until > now.wall).map(|closure| closure.because)
+        closures
+            .filter(move |closure| closure.until > now.wall)
+            .map(|closure| closure.because)
     }
 
     /// Ids remembered to notice repeats.

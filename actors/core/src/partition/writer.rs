@@ -194,7 +194,12 @@ impl PartitionMachine {
             "order {seq} ends a second time as {kind:?}"
         );
         let key = envelope.key.as_deref().map(key_hash);
-        let finishing = Finishing { merchant: merchant.clone(), in_store, key, kind };
+        let finishing = Finishing {
+            merchant: merchant.clone(),
+            in_store,
+            key,
+            kind,
+        };
         self.finishing.insert(seq, finishing);
         if let Some(backlog) = self.backlogs.get_mut(&merchant) {
             backlog.finishing += 1;
@@ -333,10 +338,12 @@ impl PartitionMachine {
                 until,
             })
         });
+        let mut closed: Vec<ClosedMerchant> = closed.collect();
+        closed.sort_unstable_by(|a, b| a.merchant.cmp(&b.merchant));
         let mark = Mark {
             low_water,
             seen,
-            closed: closed.collect(),
+            closed,
             finished: self.ledger.finished(),
             covers: self.writer.covers,
             repeats_from,
