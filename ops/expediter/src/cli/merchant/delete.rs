@@ -113,7 +113,7 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     out.line(format_args!("deleted  {}", args.id))?;
     if dead_lettered > 0 {
         note(&format!(
-            "{} became dead letters",
+            "{} dead-lettered",
             counted(dead_lettered, "order")
         ));
     }

@@ -17,6 +17,8 @@ use expediter_types::MerchantId;
 use super::global::block_on;
 use super::{Error, Global};
 
+pub(super) use show::standing;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Register merchants, or change them, as files say

@@ -99,9 +99,8 @@ fn shown(entry: RegistryEntry, status: Option<MerchantStatus>) -> Result<Shown, 
     })
 }
 
-/// How a merchant stands, for people.
-pub(super) fn status_lines(status: &MerchantStatus) -> Vec<String> {
-    let now = now();
+/// Whether a merchant takes orders, and when it is tried again if not.
+pub(in crate::cli) fn standing(status: &MerchantStatus) -> String {
     let mut state = state_name(status.state).to_owned();
     if let Some(because) = status.closed_because {
         state = format!("closed: {}", because.as_str());
@@ -111,8 +110,14 @@ pub(super) fn status_lines(status: &MerchantStatus) -> Vec<String> {
             Some(expediter_types::ClosedBecause::RateLimited) => "opens",
             _ => "is probed",
         };
-        state = format!("{state}, {what} {}", ago(until.0, now));
+        state = format!("{state}, {what} {}", ago(until.0, now()));
     }
+    state
+}
+
+/// How a merchant stands, for people.
+pub(super) fn status_lines(status: &MerchantStatus) -> Vec<String> {
+    let state = standing(status);
     let mut lines = vec![format!(
         "{state}; {} unfinished, {} in flight, {} in memory",
         counted(status.backlog, "order"),

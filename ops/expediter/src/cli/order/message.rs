@@ -74,12 +74,10 @@ impl Shared {
         key: Option<String>,
         payload: &[u8],
     ) -> Result<Message, Error> {
-        let message_id = msg_id(merchant, 1, &id);
         let json = looks_like_json(payload).then(|| "application/json".to_owned());
         let key = key.or_else(|| self.key.clone());
         let own = [
             (CE_ID, Some(id.to_string())),
-            (NATS_MSG_ID, Some(message_id)),
             (KEY, key),
             (DEADLINE, self.deadline.clone()),
             (NOT_BEFORE, self.not_before.clone()),
@@ -95,8 +93,11 @@ impl Shared {
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()));
         let read = read_order(given, merchant, 1, now(), Incarnation::default());
-        read.map_err(|invalid| Error::Usage(invalid.to_string()))?;
+        let envelope = read.map_err(|invalid| Error::Usage(invalid.to_string()))?;
         let mut headers = HeaderMap::new();
+        // A further header may name another generation, which is no repeat to the broker.
+        let message_id = msg_id(merchant, envelope.generation, &id);
+        headers.insert(NATS_MSG_ID, message_id.as_str());
         for (name, value) in &all {
             headers.append(name.as_str(), value.as_str());
         }
@@ -145,6 +146,14 @@ mod tests {
         assert_eq!(get("Expediter-Key").as_deref(), Some("table 7"));
         assert_eq!(get("content-type").as_deref(), Some("application/json"));
         assert_eq!(get("x-shop").as_deref(), Some("9"));
+
+        let shared = Shared {
+            headers: vec![pair("Expediter-Generation=2").unwrap()],
+            ..Shared::default()
+        };
+        let headers = message(&shared).unwrap().headers;
+        let id = headers.get("Nats-Msg-Id").map(|value| value.as_str());
+        assert_eq!(id, Some("luigis/2/4711"));
     }
 
     #[test]

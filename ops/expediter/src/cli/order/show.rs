@@ -1,10 +1,11 @@
 use expediter_nats::{OutcomeItem, find_outcome};
 use expediter_types::{MerchantId, OrderId, OutcomeKind, UnixMillis};
 use expediter_wire::Rfc3339;
-use expediter_wire::control::{OrderStatus, Place};
+use expediter_wire::control::{MerchantState, MerchantStatus, OrderStatus, Place};
 use serde::Serialize;
 
 use crate::cli::error::note;
+use crate::cli::merchant::standing;
 use crate::cli::out::Out;
 use crate::cli::outcome::{Attempt, Ended};
 use crate::cli::owners::Owners;
@@ -55,6 +56,8 @@ struct Shown {
     excerpt: Option<String>,
     /// Repeats of its publisher that were closed without an attempt.
     repeats: usize,
+    /// How its merchant stands, while it waits.
+    merchant_status: Option<MerchantStatus>,
 }
 
 pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
@@ -67,9 +70,13 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
         false => find_outcome(&connection, &args.merchant, &args.id).await?,
     };
     let partition = owners.partition(&args.merchant).0;
-    let Some(shown) = shown(&args, partition, status.as_ref().ok(), items) else {
+    let Some(mut shown) = shown(&args, partition, status.as_ref().ok(), items) else {
         return Err(not_found(&args, status));
     };
+    if waits {
+        // It only explains; without it the rest is still worth telling.
+        shown.merchant_status = owners.status(&args.merchant).await.ok();
+    }
     if let Err(error) = &status {
         note(&format!("no node could be asked: {error}"));
     }
@@ -136,6 +143,7 @@ fn shown(
         attempts: Vec::new(),
         excerpt: None,
         repeats: repeats.len(),
+        merchant_status: None,
     };
     if let Some(item) = ended {
         let deadline = item.outcome.envelope.deadline;
@@ -199,6 +207,10 @@ fn text(shown: &Shown, now: UnixMillis) -> String {
         shown.generation.filter(|n| *n > 1).map(|n| n.to_string()),
     );
     fact("published", time(shown.created));
+    fact(
+        "merchant",
+        shown.merchant_status.as_ref().and_then(hindrance),
+    );
     fact("next try", time(shown.due.filter(|due| due.0 > now)));
     fact("deadline", time(shown.deadline));
     fact("ended", time(shown.ended));
@@ -240,6 +252,22 @@ fn text(shown: &Shown, now: UnixMillis) -> String {
             .for_each(|line| text.push_str(&format!("  | {line}\n")));
     }
     text
+}
+
+/// Why no order of the merchant is sent now, where it is the merchant's state.
+fn hindrance(status: &MerchantStatus) -> Option<String> {
+    match status.state {
+        MerchantState::Idle | MerchantState::Active => None,
+        MerchantState::Closed => Some(standing(status)),
+        MerchantState::Quarantined => {
+            let resume = format!("expediter merchant resume {}", status.merchant);
+            Some(format!("{}; let it go on: {resume}", standing(status)))
+        }
+        MerchantState::Unknown => Some(
+            "not registered; its orders become dead letters after orders.unknown_merchant_grace"
+                .to_owned(),
+        ),
+    }
 }
 
 #[cfg(test)]
