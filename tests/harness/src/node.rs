@@ -163,6 +163,12 @@ impl NodeProcess {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
+        // What is meant for the tests is no setting of a node.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("EXPEDITER_") {
+                command.env_remove(name);
+            }
+        }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let child = expediter_fleet::spawn_bound(command)
             .with_context(|| format!("starting {}", self.binary.display()))?;

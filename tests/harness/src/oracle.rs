@@ -175,24 +175,18 @@ impl<'a> Court<'a> {
             if taken > 1 {
                 self.verdict.repeated += 1;
             }
-            let statuses = || {
-                let seen = places
-                    .values()
-                    .map(|a| (a.attempt, a.decided, a.answered, a.at_us));
-                seen.collect::<Vec<_>>()
-            };
             if self.idempotency(merchant) == Idempotency::None {
                 // Once it may have been received it must not come again.
                 let last = places.len() - 1;
                 let mut earlier = places.values().take(last);
                 if earlier.any(|arrival| arrival.is_taken() || arrival.answered.is_none()) {
                     let text = format!("{merchant} cannot tell repeats and got {id} again");
-                    self.wrong.push(format!("{text}: {:?}", statuses()));
+                    self.wrong.push(format!("{text}: {}", story(places)));
                 }
             } else if taken > 1 && !self.oracle.crashes && !self.oracle.repeats.contains(*merchant)
             {
                 let text = format!("{merchant} took {id} {taken} times without a crash");
-                self.wrong.push(format!("{text}: {:?}", statuses()));
+                self.wrong.push(format!("{text}: {}", story(places)));
             }
         }
     }
@@ -320,12 +314,41 @@ impl<'a> Court<'a> {
                 continue;
             };
             if first < first_before || taken_before.is_some_and(|taken| first < taken) {
+                let seen = |order: &Accepted| {
+                    let places = self.arrivals(&order.merchant, &order.id);
+                    places.map(story).unwrap_or_default()
+                };
                 wrong.push(format!(
-                    "{} ({}) reached {} before {} ({}) was done",
-                    order.id, order.seq, order.merchant, before.id, before.seq
+                    "{} ({}) reached {} before {} ({}) was done: {} after {}",
+                    order.id,
+                    order.seq,
+                    order.merchant,
+                    before.id,
+                    before.seq,
+                    seen(order),
+                    seen(before)
                 ));
             }
         }
         self.wrong.append(&mut wrong);
     }
+}
+
+/// An order's arrivals for people: place, time in ms, attempt, what was decided and answered.
+fn story(places: &Places<'_>) -> String {
+    let arrivals = places.iter().map(|(place, arrival)| {
+        let Arrival {
+            at_us,
+            attempt,
+            decided,
+            answered,
+            ..
+        } = arrival;
+        let answered = answered.map_or("not answered".to_owned(), |status| status.to_string());
+        format!(
+            "[#{place} at {} ms, attempt {attempt}: {decided}, {answered}]",
+            at_us / 1_000
+        )
+    });
+    arrivals.collect()
 }

@@ -15,7 +15,7 @@ async fn kill_loop(kills: u32, per_second: u32, drain: Duration) -> Result<Verdi
     let load = shop::rush(&world, per_second);
     for kill in 0..kills {
         // Not always in the same phase of marks and spills.
-        let more = 20 + u64::from(kill * 37 % 50);
+        let more = 50 + u64::from(kill * 377 % 1_000);
         let before = world.fleet.stats().arrived;
         let flows = world
             .fleet
@@ -34,7 +34,7 @@ async fn kill_loop(kills: u32, per_second: u32, drain: Duration) -> Result<Verdi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_again_and_again() -> Result<()> {
-    let verdict = kill_loop(6, 150, Duration::from_secs(25)).await?;
+    let verdict = kill_loop(6, 400, Duration::from_secs(25)).await?;
     ensure!(verdict.delivered > verdict.accepted / 2, "{verdict:?}");
     Ok(())
 }
