@@ -1,12 +1,12 @@
 //! One run: warm up, measure, judge.
 
 use std::cell::Cell;
+use std::fmt;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use expediter_fleet::merchants::Verdict;
 use expediter_fleet::nats_server::Version;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::args::ForwardArgs;
 use super::outcomes::{self, Books};
@@ -39,7 +39,13 @@ pub(super) struct Measured {
 }
 
 pub(super) fn progress_style() -> ProgressStyle {
-    ProgressStyle::with_template("{prefix}{msg} {bar:30} {human_pos} of {human_len} ({per_sec})")
+    let template = "{prefix}{msg} {bar:30} {human_pos} of {human_len} ({rate})";
+    let rate = |state: &ProgressState, out: &mut dyn fmt::Write| {
+        // A bar that cannot be written is not worth a word.
+        let _unwritten = write!(out, "{:.0}/s", state.per_sec()).is_err();
+    };
+    ProgressStyle::with_template(template)
+        .map(|style| style.with_key("rate", rate))
         .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
@@ -171,8 +177,15 @@ async fn deliver(
             }
         }
     };
-    let (sent, ()) = futures::try_join!(publish, watch).context("forwarding")?;
-    Ok(sent)
+    match futures::try_join!(publish, watch) {
+        Ok((sent, ())) => Ok(sent),
+        Err(error) => {
+            // A process that died says more than the connection that it left behind.
+            tokio::time::sleep(ASK).await;
+            stage.check()?;
+            Err(error.context("forwarding"))
+        }
+    }
 }
 
 impl Measured {

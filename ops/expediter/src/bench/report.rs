@@ -167,3 +167,118 @@ impl Serialize for Run<'_> {
         map.end()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::Parser;
+    use expediter_fleet::merchants::{Tally, Verdict};
+    use expediter_fleet::nats_server::MIN_VERSION;
+    use serde_json::{Value, json};
+
+    use super::super::outcomes::Books;
+    use super::super::process::MachineTime;
+    use super::super::stage::Cpu;
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ForwardArgs,
+    }
+
+    fn args(flags: &[&str]) -> ForwardArgs {
+        Line::parse_from([&["bench"], flags].concat()).args
+    }
+
+    /// 1,000 orders, all of them well, in so many seconds.
+    fn run(seconds: u64) -> Measured {
+        let total = Tally {
+            arrived: 1_000,
+            unique: 1_000,
+            last_arrival_us: Some(1_000_000 + seconds * 1_000_000),
+            ..Tally::default()
+        };
+        let arrivals_per_second = vec![7, 500, 100, 300, 9];
+        Measured {
+            nats_server: MIN_VERSION,
+            published: 1_000,
+            acked: 1_000,
+            publish_errors: 0,
+            first_publish_us: 1_000_000,
+            elapsed: Duration::from_secs(seconds),
+            cpu: Cpu {
+                node: Duration::from_millis(100),
+                broker: Duration::from_millis(20),
+                publisher: Duration::from_millis(10),
+                merchants: Duration::from_millis(70),
+                machine: MachineTime {
+                    busy: Duration::from_millis(300),
+                    all: Duration::from_millis(2_000),
+                },
+            },
+            node_peak_rss_mib: 50.0,
+            broker_peak_rss_mib: 40.0,
+            connections: 3,
+            books: Books {
+                unfinished: 0,
+                not_delivered: 0,
+            },
+            verdict: Verdict {
+                total,
+                arrivals_per_second,
+                ..Verdict::default()
+            },
+        }
+    }
+
+    fn report(flags: &[&str], runs: Vec<Measured>) -> (Report, Value) {
+        let report = Report::new(args(flags), runs, Vec::new());
+        let json = serde_json::from_str(&report.json().unwrap()).unwrap();
+        (report, json)
+    }
+
+    #[test]
+    fn one_run_is_told_flat() {
+        let (report, json) = report(&[], vec![run(2)]);
+        assert_eq!(json["orders_per_s"], 500.0);
+        assert_eq!(json["arrivals_per_s_p10"], 100);
+        assert_eq!(json["arrivals_per_s_median"], 300);
+        assert_eq!(json["node_cpu_s_per_1000"], 0.1);
+        assert_eq!(json["total_cpu_s_per_1000"], 0.13);
+        assert_eq!(json["other_load_percent"], 5.0);
+        assert_eq!(json["lost"], 0);
+        // Asked for and not there are told apart from 0.
+        assert_eq!(json["p50_ms"], Value::Null);
+        assert_eq!(json["out_of_order"], Value::Null);
+        assert!(json.get("runs").is_none());
+        assert_eq!(report.faults(), None);
+        assert!(report.text().contains("all is well"), "{}", report.text());
+    }
+
+    #[test]
+    fn several_runs_give_the_median_and_the_worst_fault() {
+        let mut bad = run(1);
+        bad.verdict.total.unique = 997;
+        bad.verdict.total.out_of_order = 2;
+        let (report, json) = report(&["--runs", "3", "--ordered"], vec![run(4), bad, run(2)]);
+        assert_eq!(json["orders_per_s"], 500.0);
+        assert_eq!((&json["lost"], &json["duplicated"]), (&json!(3), &json!(3)));
+        assert_eq!(json["out_of_order"], 2);
+        assert_eq!(json["runs"][1]["lost"], 3);
+        assert_eq!(json["runs"][2]["lost"], 0);
+        let faults = report.faults().unwrap();
+        assert_eq!(faults, "lost 3, duplicated 3, out_of_order 2");
+        assert!(report.text().contains(&faults), "{}", report.text());
+    }
+
+    #[test]
+    fn late_orders_of_the_warm_up_are_duplicates_and_nothing_makes_up_for_lost_ones() {
+        let mut strange = run(1);
+        strange.verdict.total.unique = 1_001;
+        strange.verdict.total.arrived = 1_001;
+        assert_eq!((strange.lost(), strange.duplicated()), (0, 1));
+        assert!(!strange.is_faultless(&args(&[])));
+    }
+}
