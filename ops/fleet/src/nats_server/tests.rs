@@ -269,7 +269,10 @@ fn helper_that_starts_a_server_and_waits() {
         server.pid().expect("a process"),
         server.port()
     );
-    #[expect(clippy::disallowed_methods, reason = "a process that is there to be killed")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a process that is there to be killed"
+    )]
     std::thread::sleep(2 * DEADLINE);
 }
 
