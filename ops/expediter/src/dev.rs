@@ -103,7 +103,7 @@ async fn demonstrate(args: &Args, nats: Option<&str>) -> anyhow::Result<u64> {
     let publisher = publisher::start(connection.clone(), account.clone(), args.rate);
 
     let started = Instant::now();
-    let mut table = Table::new(account.clone());
+    let mut table = Table::new(account.clone(), &url);
     let mut screen = Screen::open(interactive)?;
     let mut every =
         tokio::time::interval(Duration::from_millis(if interactive { 250 } else { 1_000 }));

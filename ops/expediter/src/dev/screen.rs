@@ -96,7 +96,8 @@ fn draw(frame: &mut ratatui::Frame<'_>, table: &Table) {
     let header = Row::new(COLUMNS.map(|name| Cell::from(name).dim()));
     let rows = table.lines.iter().map(row);
     frame.render_widget(Widget::new(rows, widths).header(header), body);
-    frame.render_widget(Text::from("q or Ctrl-C ends").dim(), foot);
+    let foot_text = format!("NATS at {}   q or Ctrl-C ends", table.url);
+    frame.render_widget(Text::from(foot_text).dim(), foot);
 }
 
 fn row(line: &Line) -> Row<'_> {

@@ -40,6 +40,8 @@ pub(super) struct Line {
 #[derive(Debug)]
 pub(super) struct Table {
     account: Account,
+    /// Of the broker, for the verbs that people try meanwhile.
+    pub(super) url: String,
     pub(super) lines: Vec<Line>,
     pub(super) elapsed: Duration,
     pub(super) accepted: u64,
@@ -48,9 +50,10 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(account: Account) -> Self {
+    pub(super) fn new(account: Account, url: &str) -> Self {
         Self {
             account,
+            url: url.to_owned(),
             lines: Vec::new(),
             elapsed: Duration::ZERO,
             accepted: 0,
