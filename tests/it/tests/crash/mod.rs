@@ -3,5 +3,16 @@
 //! Each test ends with the same judge: what the broker acknowledged, against what merchants and
 //! OUTCOMES saw.
 
+mod broker;
 mod kills;
+mod nodes;
+mod order;
+mod planned;
+mod scale;
 mod shop;
+mod store;
+
+/// Tests of minutes run only when asked for.
+fn long_tests() -> bool {
+    std::env::var_os("EXPEDITER_LONG").is_some()
+}

@@ -7,8 +7,11 @@ use expediter_fleet::merchants::{Behaviour, RateLimit};
 use expediter_harness::{Load, NewOrder, World};
 use expediter_types::{Idempotency, Merchant, Ordering};
 
+/// How many merchants there are.
+pub(crate) const COUNT: usize = 12;
+
 /// Id, idempotency, ordering, behaviour.
-fn kinds() -> [(&'static str, Idempotency, Ordering, Behaviour); 12] {
+fn kinds() -> [(&'static str, Idempotency, Ordering, Behaviour); COUNT] {
     use Idempotency::{Native, None as Never};
     let fast = Behaviour::fast;
     let slow = || Behaviour {

@@ -1,0 +1,145 @@
+//! The broker dies, is away for a while, or comes back empty.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use expediter_fleet::merchants::Behaviour;
+use expediter_harness::{Outcomes, World, eventually};
+use expediter_nats::Registry;
+use expediter_types::{DeadReason, Idempotency, OutcomeKind};
+
+use super::shop;
+
+const DRAIN: Duration = Duration::from_secs(40);
+
+async fn more_arrive(world: &World, more: u64) -> Result<()> {
+    let before = world.fleet.stats().arrived;
+    let flows = world
+        .fleet
+        .wait_until(DRAIN, |stats| stats.arrived >= before + more)
+        .await;
+    ensure!(flows, "no {more} orders arrive");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_and_started_again() -> Result<()> {
+    let world = World::start().await?;
+    shop::open(&world).await?;
+    let node = world.node("node").start().await?;
+    let load = shop::rush(&world, 200);
+    for _ in 0..3 {
+        more_arrive(&world, 300).await?;
+        world.broker.kill9();
+        world.broker.restart().await?;
+    }
+    more_arrive(&world, 300).await?;
+    load.stop().await;
+    world.settled(DRAIN).await?;
+    ensure!(node.is_running(), "the node ended");
+    world.oracle().after_crashes().judge().await?;
+    node.check(&[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn away_for_ten_seconds() -> Result<()> {
+    let world = World::start().await?;
+    shop::open(&world).await?;
+    let node = world.node("node").start().await?;
+    let load = shop::rush(&world, 100);
+    more_arrive(&world, 200).await?;
+    world.broker.terminate().await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    ensure!(node.is_running(), "the node does not stand it");
+    let (status, _) = node.get("/readyz").await?;
+    ensure!(status == 503, "ready without a broker");
+    let (status, _) = node.get("/livez").await?;
+    ensure!(status == 200, "a restart would not help");
+    world.broker.restart().await?;
+    more_arrive(&world, 200).await?;
+    load.stop().await;
+    world.settled(DRAIN).await?;
+    world.oracle().after_crashes().judge().await?;
+    node.check(&[]).await
+}
+
+/// Everything that JetStream held is gone. What the node still has is published again.
+#[tokio::test(flavor = "multi_thread")]
+async fn comes_back_empty() -> Result<()> {
+    let world = World::start().await?;
+    shop::open(&world).await?;
+    for (id, idempotency) in [
+        ("closed-native", Idempotency::Native),
+        ("closed-none", Idempotency::None),
+    ] {
+        world.fleet.set(id, Behaviour::status(503))?;
+        let mut merchant = world.merchant(id);
+        merchant.adapter.idempotency = idempotency;
+        world.register(&merchant).await?;
+    }
+    let node = world
+        .node("node")
+        .set("orders.spill_after", "300ms")
+        .start()
+        .await?;
+    let stored = world.publish("closed-native", 40).await?;
+    let parked = world.publish("closed-none", 20).await?;
+    eventually("all are in the store", DRAIN, async || {
+        Ok((node.metric("expediter_orders_stored").await? == 60.0).then_some(()))
+    })
+    .await?;
+    world.empty_broker().await?;
+    eventually("the loss is noticed", DRAIN, async || {
+        let changes = node
+            .metric("expediter_log_incarnation_changes_total")
+            .await?;
+        Ok((changes >= 1.0).then_some(()))
+    })
+    .await?;
+    let alarm = node.metric("expediter_alarms{kind=\"log_lost\"}").await?;
+    ensure!(alarm == 1.0, "no alarm");
+    let registry = Registry::new(&world.connection);
+    eventually("the merchants are put back", DRAIN, async || {
+        let back = registry.list().await?.len();
+        Ok((back == shop::COUNT + 2).then_some(()))
+    })
+    .await?;
+    for id in ["closed-native", "closed-none"] {
+        world.fleet.set(id, Behaviour::fast())?;
+    }
+    // The work goes on, with the sequences of a new log.
+    let new = world.publish("native-fast", 30).await?;
+    let outcomes = eventually("all have an outcome", DRAIN, async || {
+        let outcomes = Outcomes::read(&world.connection).await?;
+        Ok((outcomes.len() >= 90).then_some(outcomes))
+    })
+    .await?;
+    ensure!(outcomes.wrong().is_empty(), "{:?}", outcomes.wrong());
+    let mut by_order = HashMap::new();
+    for recorded in outcomes.all() {
+        let envelope = &recorded.outcome.envelope;
+        let order = (envelope.merchant.to_string(), envelope.id.to_string());
+        let before = by_order.insert(order, recorded);
+        ensure!(before.is_none(), "two outcomes of {}", envelope.id);
+    }
+    for order in stored.iter().chain(&parked).chain(&new) {
+        let recorded = by_order.get(&(order.merchant.clone(), order.id.clone()));
+        let kind = recorded.map(|recorded| recorded.outcome.kind);
+        // Nobody knows any more whether an attempt was under way when the marks were lost.
+        let expected = match order.merchant.as_str() {
+            "closed-none" => OutcomeKind::DeadLettered(DeadReason::Ambiguous),
+            _ => OutcomeKind::Delivered,
+        };
+        ensure!(kind == Some(expected), "{} ended as {kind:?}", order.id);
+        let taken = world.fleet.arrivals(&order.merchant);
+        let taken = taken
+            .iter()
+            .filter(|a| a.order_id == order.id && a.is_taken())
+            .count();
+        let expected = usize::from(expected == OutcomeKind::Delivered);
+        ensure!(taken == expected, "{} was taken {taken} times", order.id);
+    }
+    node.check(&["lost", "not the one that was read", "the log is"])
+        .await
+}
