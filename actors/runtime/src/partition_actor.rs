@@ -534,7 +534,6 @@ impl PartitionActor {
                     partition = %self.parts.partition, current,
                     "another owner's claim stands: the partition stops"
                 );
-                self.parts.events.fenced(self.parts.partition);
                 self.end(ctx);
             }
             Written::Refused(why) => {

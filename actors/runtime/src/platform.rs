@@ -72,8 +72,6 @@ pub trait PlatformEvents: std::fmt::Debug + Send + Sync + 'static {
     fn record_written(&self, _took: Duration) {}
     /// OUTCOMES refused a record.
     fn refused(&self) {}
-    /// A write was refused because another owner's claim stands.
-    fn fenced(&self, _partition: Partition) {}
     /// A partition's work ended in this process.
     fn ended(&self, _partition: Partition) {}
     /// A merchant's actor panicked.

@@ -46,7 +46,9 @@ pub(crate) async fn look(
             match broker.info(subjects::OUTCOMES).await {
                 Ok(Some(info)) => events.outcomes_size(info.state.bytes, info.config.max_bytes),
                 Ok(None) => {}
-                Err(error) => tracing::debug!(error = chain(&error), "OUTCOMES cannot be looked at"),
+                Err(error) => {
+                    tracing::debug!(error = chain(&error), "OUTCOMES cannot be looked at")
+                }
             }
         }
         match once(&broker, &topology, &mut witness).await {

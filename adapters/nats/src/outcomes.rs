@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use expediter_types::{DeadLetter, MerchantId, OrderId, Outcome, Partition, Seq, UnixMillis};
+use expediter_types::{
+    DeadLetter, DeadReason, MerchantId, OrderId, Outcome, OutcomeKind, Partition, Seq, UnixMillis,
+};
 use expediter_wire::records;
 use expediter_wire::subjects::{self, OutcomesSubject};
 use tokio::sync::mpsc;
@@ -107,10 +109,15 @@ pub async fn find_outcome(
 ) -> Result<Vec<OutcomeItem>, Error> {
     let broker = Broker::new(connection);
     let partition = subjects::partition_of(merchant.as_str(), partitions(connection).await?);
-    let filters = vec![
-        subjects::outcomes(partition),
-        subjects::dead(partition, merchant),
-    ];
+    let filters = match merchant.as_str() {
+        // What had no merchant is in whatever partition its subject hashed to.
+        subjects::INVALID_MERCHANT => vec![format!("dead.*.{merchant}")],
+        _ => vec![
+            subjects::outcomes(partition),
+            subjects::dead(partition, merchant),
+        ],
+    };
+    let mut newest = Vec::new();
     for window in WINDOWS {
         let from = window.map_or(From::Seq(1), |window| {
             From::Time(wall().saturating_sub(u64::try_from(window.as_millis()).unwrap_or(u64::MAX)))
@@ -128,11 +135,21 @@ pub async fn find_outcome(
             }));
         }
         reader.close().await;
-        if !found.is_empty() {
+        // A repeat that was closed lately says nothing of the order that stands further back.
+        if found.iter().any(|item| !closes_a_repeat(item.outcome.kind)) {
             return Ok(found);
         }
+        newest = found;
     }
-    Ok(Vec::new())
+    Ok(newest)
+}
+
+/// Not an outcome of the order, but of a publisher's repeat.
+fn closes_a_repeat(kind: OutcomeKind) -> bool {
+    matches!(
+        kind,
+        OutcomeKind::Duplicate | OutcomeKind::DeadLettered(DeadReason::IdConflict)
+    )
 }
 
 async fn open(broker: &Broker, filters: Vec<String>, from: From) -> Result<Reader, Error> {

@@ -9,7 +9,7 @@ mod publisher;
 mod screen;
 mod table;
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -53,8 +53,8 @@ pub(crate) struct Args {
 
 /// Runs the demonstration, with a broker of its own unless `nats` names one. An order that was lost
 /// is an error.
-pub(crate) fn run(args: Args, nats: Option<&str>) -> Result<(), cli::Error> {
-    let lost = node::block_on(demonstrate(&args, nats))??;
+pub(crate) fn run(args: Args, nats: Option<&str>, json: bool) -> Result<(), cli::Error> {
+    let lost = node::block_on(demonstrate(&args, nats, json))??;
     match lost {
         0 => Ok(()),
         1 => Err(cli::Error::failed("1 order was lost")),
@@ -63,9 +63,9 @@ pub(crate) fn run(args: Args, nats: Option<&str>) -> Result<(), cli::Error> {
 }
 
 /// Gives the number of lost orders.
-async fn demonstrate(args: &Args, nats: Option<&str>) -> anyhow::Result<u64> {
+async fn demonstrate(args: &Args, nats: Option<&str>, json: bool) -> anyhow::Result<u64> {
     let mut stop = StopSignals::new()?;
-    let interactive = std::io::stdout().is_terminal() && !args.plain;
+    let interactive = std::io::stdout().is_terminal() && !args.plain && !json;
     if !args.keep && args.data_dir.exists() {
         clear(&args.data_dir)?;
     }
@@ -104,7 +104,7 @@ async fn demonstrate(args: &Args, nats: Option<&str>) -> anyhow::Result<u64> {
 
     let started = Instant::now();
     let mut table = Table::new(account.clone(), &url);
-    let mut screen = Screen::open(interactive)?;
+    let mut screen = Screen::open(interactive, json)?;
     let mut every =
         tokio::time::interval(Duration::from_millis(if interactive { 250 } else { 1_000 }));
     every.tick().await;
@@ -130,7 +130,13 @@ async fn demonstrate(args: &Args, nats: Option<&str>) -> anyhow::Result<u64> {
     }
     let verdict = account.settle(&node).await;
     table.refresh(&node, started.elapsed()).await;
-    println!("{}", table.summary(&verdict, started.elapsed()));
+    let summary = match json {
+        true => serde_json::to_string(&verdict)?,
+        false => table.summary(&verdict, started.elapsed()),
+    };
+    // Nobody may be reading any more; the verdict is in the exit code as well.
+    let _reader_gone = writeln!(std::io::stdout(), "{summary}").is_err();
+    eprintln!("stopping");
     node.stop().await;
     connection.close().await;
     drop(fleet);

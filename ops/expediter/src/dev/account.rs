@@ -29,7 +29,7 @@ struct Books {
 pub(super) struct Account(Arc<Mutex<Books>>);
 
 /// How the books closed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, serde::Serialize)]
 pub(super) struct Verdict {
     pub(super) accepted: u64,
     pub(super) refused: u64,

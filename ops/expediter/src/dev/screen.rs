@@ -15,20 +15,23 @@ use super::table::{COLUMNS, Line, Table};
 pub(super) enum Screen {
     Live(Box<DefaultTerminal>),
     Plain,
+    /// JSON has the summary only.
+    Silent,
 }
 
 impl Screen {
-    pub(super) fn open(interactive: bool) -> std::io::Result<Self> {
-        if interactive {
-            Ok(Self::Live(Box::new(ratatui::try_init()?)))
-        } else {
-            Ok(Self::Plain)
+    pub(super) fn open(interactive: bool, silent: bool) -> std::io::Result<Self> {
+        match (interactive, silent) {
+            (true, _) => Ok(Self::Live(Box::new(ratatui::try_init()?))),
+            (false, true) => Ok(Self::Silent),
+            (false, false) => Ok(Self::Plain),
         }
     }
 
     /// Shows the table; true: the user asked to end.
     pub(super) fn show(&mut self, table: &Table) -> std::io::Result<bool> {
         match self {
+            Self::Silent => Ok(false),
             Self::Plain => {
                 // Nobody reads any more: that is no reason to fail.
                 let _reader_gone = writeln!(std::io::stdout(), "{}", table.plain()).is_err();
@@ -42,9 +45,9 @@ impl Screen {
     }
 
     pub(super) fn close(&mut self) -> std::io::Result<()> {
-        match self {
+        match std::mem::replace(self, Self::Plain) {
             Self::Live(_) => ratatui::try_restore(),
-            Self::Plain => Ok(()),
+            Self::Plain | Self::Silent => Ok(()),
         }
     }
 }

@@ -108,10 +108,6 @@ impl PlatformEvents for Events {
         self.outcomes_full.store(true, Ordering::Relaxed);
     }
 
-    fn fenced(&self, _partition: Partition) {
-        self.metrics.fenced.inc();
-    }
-
     fn panicked(&self) {
         self.metrics.actor_panics.inc();
     }
@@ -137,6 +133,10 @@ impl PlatformEvents for Events {
 impl NodeEvents for Events {
     fn claimed(&self, _partition: Partition) {
         self.metrics.claims.inc();
+    }
+
+    fn fenced(&self, _partition: Partition) {
+        self.metrics.fenced.inc();
     }
 
     fn gap(&self, _partition: Partition) {
