@@ -11,43 +11,39 @@ use ratatui::widgets::{Cell, Row, Table as Widget};
 
 use super::table::{COLUMNS, Line, Table};
 
-/// Where the table goes.
-pub(super) enum Screen {
-    Live(Box<DefaultTerminal>),
-    Plain,
+/// Where the table goes: a live terminal, or a plain line each time.
+pub(super) struct Screen {
+    terminal: Option<Box<DefaultTerminal>>,
     /// JSON has the summary only.
-    Silent,
+    silent: bool,
 }
 
 impl Screen {
     pub(super) fn open(interactive: bool, silent: bool) -> std::io::Result<Self> {
-        match (interactive, silent) {
-            (true, _) => Ok(Self::Live(Box::new(ratatui::try_init()?))),
-            (false, true) => Ok(Self::Silent),
-            (false, false) => Ok(Self::Plain),
-        }
+        let terminal = match interactive {
+            true => Some(Box::new(ratatui::try_init()?)),
+            false => None,
+        };
+        Ok(Self { terminal, silent })
     }
 
     /// Shows the table; true: the user asked to end.
     pub(super) fn show(&mut self, table: &Table) -> std::io::Result<bool> {
-        match self {
-            Self::Silent => Ok(false),
-            Self::Plain => {
-                // Nobody reads any more: that is no reason to fail.
-                let _reader_gone = writeln!(std::io::stdout(), "{}", table.plain()).is_err();
-                Ok(false)
-            }
-            Self::Live(terminal) => {
-                terminal.draw(|frame| draw(frame, table))?;
-                asked_to_end()
-            }
+        if let Some(terminal) = &mut self.terminal {
+            terminal.draw(|frame| draw(frame, table))?;
+            return asked_to_end();
         }
+        if !self.silent {
+            // Nobody reads any more: that is no reason to fail.
+            let _reader_gone = writeln!(std::io::stdout(), "{}", table.plain()).is_err();
+        }
+        Ok(false)
     }
 
     pub(super) fn close(&mut self) -> std::io::Result<()> {
-        match std::mem::replace(self, Self::Plain) {
-            Self::Live(_) => ratatui::try_restore(),
-            Self::Plain | Self::Silent => Ok(()),
+        match self.terminal.take() {
+            Some(_) => ratatui::try_restore(),
+            None => Ok(()),
         }
     }
 }
