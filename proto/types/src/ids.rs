@@ -27,7 +27,9 @@ pub enum InvalidId {
 
 fn is_token(text: &str) -> bool {
     (1..=64).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 /// Error values quote what was given; a hostile id must not flood a log.

@@ -132,7 +132,13 @@ pub struct Retry {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { rate: None, burst: 1, concurrency: 8, ordering: Ordering::None, mailbox: 64 }
+        Self {
+            rate: None,
+            burst: 1,
+            concurrency: 8,
+            ordering: Ordering::None,
+            mailbox: 64,
+        }
     }
 }
 

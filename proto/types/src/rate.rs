@@ -12,14 +12,17 @@ pub struct Rate {
 
 /// Why a text is not a rate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a rate: write orders per period, such as 20/s, 32/min or 10000/15min (1-1000000 orders in 100ms-24h)")]
+#[error(
+    "{0:?} is not a rate: write orders per period, such as 20/s, 32/min or 10000/15min (1-1000000 orders in 100ms-24h)"
+)]
 pub struct InvalidRate(pub String);
 
 impl Rate {
     /// 1 to 1,000,000 orders in 100 ms to 24 h; `None` outside.
     #[must_use]
     pub fn new(count: u32, period: Duration) -> Option<Self> {
-        let period_ok = (Duration::from_millis(100)..=Duration::from_secs(86_400)).contains(&period);
+        let period_ok =
+            (Duration::from_millis(100)..=Duration::from_secs(86_400)).contains(&period);
         ((1..=1_000_000).contains(&count) && period_ok).then_some(Self { count, period })
     }
 
@@ -89,7 +92,18 @@ mod tests {
         for text in ["20/s", "32/min", "10000/15min", "1/h", "5/100ms"] {
             assert_eq!(text.parse::<Rate>().unwrap().to_string(), text);
         }
-        for bad in ["", "20", "0/s", "20/", "x/s", "20/0s", "20/2d", "1000001/s", "-1/s", "1/1ms"] {
+        for bad in [
+            "",
+            "20",
+            "0/s",
+            "20/",
+            "x/s",
+            "20/0s",
+            "20/2d",
+            "1000001/s",
+            "-1/s",
+            "1/1ms",
+        ] {
             assert!(bad.parse::<Rate>().is_err(), "{bad}");
         }
         assert_eq!("3/s".parse::<Rate>().unwrap().interval_ns(), 333_333_334);
