@@ -22,9 +22,12 @@ enum Kind {
 impl Figure {
     /// `None`: there is none in such a run.
     pub(super) fn of(&self, run: &Measured, args: &ForwardArgs) -> Option<f64> {
-        let value = (self.of)(run, args)?;
+        Some(self.rounded((self.of)(run, args)?))
+    }
+
+    fn rounded(&self, value: f64) -> f64 {
         let scale = 10_f64.powi(i32::try_from(self.decimals).unwrap_or(0));
-        Some((value * scale).round() / scale)
+        (value * scale).round() / scale
     }
 
     pub(super) fn is_fault(&self) -> bool {
@@ -40,7 +43,7 @@ impl Figure {
         let middle = values.len() / 2;
         match values.len() % 2 {
             1 => Some(values[middle]),
-            _ => Some((values[middle - 1] + values[middle]) / 2.0),
+            _ => Some(self.rounded(f64::midpoint(values[middle - 1], values[middle]))),
         }
     }
 
