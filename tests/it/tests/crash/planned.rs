@@ -31,6 +31,6 @@ async fn stopped_and_started_under_load() -> Result<()> {
     }
     load.stop().await;
     world.settled(DRAIN).await?;
-    world.oracle().judge().await?;
+    println!("{:?}", world.oracle().judge().await?);
     node.check(&[]).await
 }

@@ -43,7 +43,7 @@ async fn long_a_hundred_thousand_merchants() -> Result<()> {
     world.settled(Duration::from_secs(60)).await?;
     let rss = node.rss_mib()?;
     println!("ready after {ready:?}, {first_rss:.0} MiB; delivered: {rss:.0} MiB");
-    world.oracle().judge().await?;
+    println!("{:?}", world.oracle().judge().await?);
     node.check(&[]).await?;
     // The design's figures are 3 s and 300 MiB in a release build on an idle machine.
     ensure!(ready < Duration::from_secs(20), "ready after {ready:?}");
@@ -109,7 +109,10 @@ async fn long_a_million_orders_wait() -> Result<()> {
         drained.elapsed(),
         node.rss_mib()?
     );
-    world.oracle().after_crashes().judge_with(&outcomes)?;
+    println!(
+        "{:?}",
+        world.oracle().after_crashes().judge_with(&outcomes)?
+    );
     node.check(&[]).await?;
     ensure!(full < idle + 400.0, "{full} MiB for a backlog on disk");
     Ok(())
