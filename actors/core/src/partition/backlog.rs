@@ -107,6 +107,9 @@ pub(super) struct Backlog {
     pub(super) next_due: Option<UnixMillis>,
     /// Wholly ordered: the head waits until then, and everything behind it.
     pub(super) head_due: Option<UnixMillis>,
+    /// Lowest and highest sequence of those that went to the store to wait for a time: where all
+    /// go in sequence they have their place in it, too.
+    timed: Option<(Seq, Seq)>,
     /// All its orders end as dead letters.
     pub(super) condemned: Option<(DeadReason, Arc<str>)>,
     pub(super) quarantined: bool,
@@ -137,6 +140,7 @@ impl Backlog {
             returns: 0,
             next_due: None,
             head_due: None,
+            timed: None,
             condemned: None,
             quarantined: false,
             panics: VecDeque::new(),
@@ -165,6 +169,24 @@ impl Backlog {
 
     fn add_due(&mut self, due: UnixMillis) {
         self.next_due = Some(self.next_due.map_or(due, |next| next.min(due)));
+    }
+
+    /// An order of the store waits for a time.
+    fn add_timed(&mut self, seq: Seq, due: UnixMillis) {
+        self.add_due(due);
+        let (low, high) = self.timed.unwrap_or((seq, seq));
+        self.timed = Some((low.min(seq), high.max(seq)));
+    }
+
+    /// Gives those that wait for a time their place in the sequence.
+    fn line_up(&mut self) {
+        if let Some((low, high)) = self.timed.take() {
+            if low <= self.cursor {
+                self.head_due = None;
+            }
+            self.cursor = self.cursor.min(low);
+            self.tail = self.tail.max(high);
+        }
     }
 
     fn note_lowered(&mut self, seq: Seq) {
@@ -297,14 +319,22 @@ impl PartitionMachine {
             .is_some_and(|merchant| merchant.limits.ordering == Ordering::Merchant);
         match due {
             Some(due) => {
-                backlog.add_due(due);
+                backlog.add_timed(seq, due);
                 if fifo {
-                    backlog.add_ready(seq);
-                    backlog.head_due = Some(due);
+                    backlog.line_up();
+                    if backlog.cursor == seq {
+                        backlog.head_due = Some(due);
+                    }
                 }
                 self.timers.insert((due, merchant.clone()));
             }
-            None => backlog.add_ready(seq),
+            None => {
+                // Whatever the head waits for, it is not the head any more.
+                if seq < backlog.cursor {
+                    backlog.head_due = None;
+                }
+                backlog.add_ready(seq);
+            }
         }
     }
 
@@ -374,6 +404,7 @@ impl PartitionMachine {
             return;
         }
         if gate == Gate::Fifo {
+            backlog.line_up();
             if let Some(due) = backlog.head_due.filter(|due| *due > now.wall) {
                 self.timers.insert((due, id.clone()));
                 return;
@@ -532,6 +563,12 @@ impl PartitionMachine {
                 }
             }
             self.admit(stored, directory, now);
+            let taken = self.window.contains_key(&seq) || !self.ledger.is_open(seq);
+            if gate == Gate::Fifo && !taken && !self.finishing.contains_key(&seq) {
+                // It was put back: nothing behind it may go.
+                stopped_at = Some((seq, None));
+                break;
+            }
         }
         let Some(backlog) = self.backlogs.get_mut(merchant) else {
             return;
@@ -608,7 +645,7 @@ impl PartitionMachine {
         if let Some(backlog) = self.backlogs.get_mut(merchant) {
             match due {
                 Some(due) => {
-                    backlog.add_due(due);
+                    backlog.add_timed(seq, due);
                     self.timers.insert((due, merchant.clone()));
                 }
                 None => backlog.add_ready(seq),
