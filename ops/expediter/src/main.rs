@@ -13,6 +13,11 @@ use clap::{Parser, Subcommand};
 
 use cli::{Error, Global};
 
+/// Orders make many small allocations on one thread that are freed on another; the system's
+/// allocator takes about a fifth more of a node's CPU time for that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Forwards orders from NATS JetStream to merchants' own HTTP APIs, one supervised actor each.
 #[derive(Debug, Parser)]
 #[command(name = "expediter", version, after_help = cli::EXIT_CODES)]
