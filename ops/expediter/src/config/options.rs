@@ -109,7 +109,7 @@ impl Config {
         };
         expediter_runtime::Options {
             shards: if node.shards == 0 {
-                cores.min(64)
+                (cores / 2).clamp(1, 64)
             } else {
                 node.shards
             },
