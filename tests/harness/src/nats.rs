@@ -17,11 +17,20 @@ const START: Duration = Duration::from_secs(60);
 /// # Errors
 /// No binary, or it did not answer within a minute.
 pub async fn single(dir: &Path) -> Result<NatsServer, Error> {
+    configured(dir, "").await
+}
+
+/// The same with more configuration.
+///
+/// # Errors
+/// As for [`single`].
+pub async fn configured(dir: &Path, extra: &str) -> Result<NatsServer, Error> {
     NatsServer::start(Options {
         binary: binary(),
         search: pinned(),
         sync_always: true,
         start_timeout: START,
+        extra_config: extra.to_owned(),
         ..Options::new(dir.join("nats"))
     })
     .await

@@ -56,8 +56,16 @@ impl World {
     /// # Errors
     /// As [`World::start`].
     pub async fn bare() -> Result<Self> {
+        Self::configured("").await
+    }
+
+    /// With a broker that has more configuration, and no streams yet.
+    ///
+    /// # Errors
+    /// As [`World::start`].
+    pub async fn configured(extra: &str) -> Result<Self> {
         let mut dir = tempfile::Builder::new().prefix("expediter-").tempdir()?;
-        let broker = nats::single(dir.path()).await?;
+        let broker = nats::configured(dir.path(), extra).await?;
         let fleet = Fleet::start(merchants::Options {
             record: merchants::Record::Arrivals,
             ..Default::default()
