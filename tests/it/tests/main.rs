@@ -1,3 +1,4 @@
 mod architecture;
 mod crash;
+mod flow;
 mod probes;
