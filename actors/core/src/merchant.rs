@@ -250,7 +250,20 @@ impl MerchantMachine {
         if earliest > now.mono {
             return at(earliest);
         }
+        if self.forgotten(seq, now) {
+            self.finish(seq, OutcomeKind::DeadLettered(DeadReason::Ambiguous));
+            return self.next(now);
+        }
         Next::Start(seq)
+    }
+
+    /// The merchant may have the order, and does not remember its key any more.
+    fn forgotten(&self, seq: Seq, now: Now) -> bool {
+        let window = millis(self.merchant.adapter.idempotency_window);
+        self.slots.get(&seq).is_some_and(|slot| {
+            let first = slot.offer.first_attempt.unwrap_or(now.wall);
+            slot.offer.ambiguous && first.saturating_add(window) <= now.wall
+        })
     }
 
     /// Starts what [`MerchantMachine::next`] named, and gives the attempt's number.
@@ -287,6 +300,11 @@ impl MerchantMachine {
         };
         let offer = slot.offer;
         self.running -= 1;
+        let delivered = matches!(class, AttemptClass::Delivered | AttemptClass::AlreadyDone);
+        let refused = |c: Closure| c.because != ClosedBecause::RateLimited;
+        if delivered && self.closure.is_some_and(refused) {
+            self.open();
+        }
         if class == AttemptClass::RateLimited || retry_after.is_some() {
             self.close(
                 ClosedBecause::RateLimited,
@@ -294,22 +312,18 @@ impl MerchantMachine {
                 now,
             );
         }
+        // A merchant that asks to wait uses up no attempt.
+        let counted = retry_after.is_none();
         match class {
             AttemptClass::Delivered | AttemptClass::AlreadyDone => {
-                if self
-                    .closure
-                    .is_some_and(|c| c.because != ClosedBecause::RateLimited)
-                {
-                    self.open();
-                }
                 self.finish(seq, OutcomeKind::Delivered);
             }
             AttemptClass::Rejected => self.finish(seq, OutcomeKind::Rejected),
             AttemptClass::Invalid => {
                 self.finish(seq, OutcomeKind::DeadLettered(DeadReason::Invalid));
             }
-            AttemptClass::Retry => self.try_again(offer, false, now, random),
-            AttemptClass::Ambiguous => self.try_again(offer, true, now, random),
+            AttemptClass::Retry => self.try_again(offer, false, counted, now, random),
+            AttemptClass::Ambiguous => self.try_again(offer, true, counted, now, random),
             AttemptClass::RateLimited => self.again(seq),
             AttemptClass::Local => {
                 self.paused_until = now
@@ -333,10 +347,10 @@ impl MerchantMachine {
 
     /// A delivery that may have been received goes again only to a merchant that deduplicates,
     /// and only while it remembers the key.
-    fn try_again(&mut self, offer: Offer, received: bool, now: Now, random: u64) {
+    fn try_again(&mut self, offer: Offer, received: bool, counted: bool, now: Now, random: u64) {
         let ambiguous = received || offer.ambiguous;
         let adapter = &self.merchant.adapter;
-        let attempts = offer.attempts + 1;
+        let attempts = offer.attempts + u32::from(counted);
         let wait = backoff::wait(&self.merchant.retry, attempts, random);
         let due = now.wall.saturating_add(millis(wait));
         let remembered_until = offer
@@ -356,7 +370,7 @@ impl MerchantMachine {
             self.effects.push(Effect::Defer {
                 seq: offer.seq,
                 due,
-                counted: true,
+                counted,
                 ambiguous,
             });
             self.note_returned(offer.key);
@@ -430,7 +444,11 @@ impl MerchantMachine {
                 because: old.because,
                 until: old.until.max(until),
             },
-            _ => Closure { because, until },
+            Some(old) => Closure {
+                because,
+                until: old.until.max(until),
+            },
+            None => Closure { because, until },
         };
         if self.closure != Some(closure) {
             self.closure = Some(closure);

@@ -167,6 +167,8 @@ pub enum Event {
     UnknownMerchant {
         merchant: MerchantId,
     },
+    /// OUTCOMES came back without what this partition's store knows of.
+    OutcomesLost,
     /// The broker lost acknowledged orders; so many are published again.
     LogLost {
         republish: u64,
@@ -213,6 +215,8 @@ pub struct PartitionMachine {
     inherited: HashMap<Seq, AttemptCount>,
     /// Orders from before the claim may have been sent by the former owner since this time.
     sent_since: Option<(UnixMillis, UnixMillis)>,
+    /// OUTCOMES came back shorter: nobody knows which orders from before were sent.
+    outcomes_lost_at: Option<UnixMillis>,
     unknown_since: BTreeMap<MerchantId, UnixMillis>,
     confirming: HashSet<MerchantId>,
     /// When a merchant is to be looked at again, by the wall clock; stale entries are harmless.
@@ -287,6 +291,7 @@ impl PartitionMachine {
             .replaced
             .as_ref()
             .is_some_and(|claim| matches!(claim.state, expediter_types::ClaimState::Held));
+        let outcomes_lost = recovered.outcomes_lost;
         let mut doubts: HashMap<Seq, Doubt> = recovered
             .running
             .iter()
@@ -318,6 +323,7 @@ impl PartitionMachine {
                     .collect()
             },
             sent_since: crashed.then_some((recovered.marked_at, now.wall)),
+            outcomes_lost_at: outcomes_lost.then_some(now.wall),
             unknown_since: recovered.unknown_since.into_iter().collect(),
             confirming: HashSet::new(),
             timers: BTreeSet::new(),
@@ -356,6 +362,9 @@ impl PartitionMachine {
                 .entry(closed.merchant)
                 .or_insert_with(Backlog::new);
             backlog.closure = Some(closure);
+        }
+        if outcomes_lost {
+            machine.event(Event::OutcomesLost);
         }
         machine.write_meta();
         machine

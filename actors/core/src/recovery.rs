@@ -53,6 +53,8 @@ pub struct Recovered {
     pub cut: Seq,
     /// Epoch whose store may be trusted; 0 for none.
     pub replaced_epoch: Seq,
+    /// OUTCOMES came back without records that a store proves: what was sent is not known.
+    pub outcomes_lost: bool,
     pub low_water: Seq,
     /// Above `low_water`.
     pub finished: RoaringTreemap,
@@ -287,6 +289,7 @@ impl Recovery {
             cut: self.claim.cut,
             replaced: self.replaced,
             replaced_epoch,
+            outcomes_lost: false,
             low_water,
             finished,
             covers: self.token,

@@ -36,6 +36,8 @@ pub struct PartitionGauges {
     pub quarantined: AtomicUsize,
     /// Closed merchants: rate limited, suspended, misconfigured.
     pub closed: [AtomicUsize; 3],
+    /// Merchants that have orders and are not registered.
+    pub unknown: AtomicUsize,
     pub unaccounted: AtomicI64,
     pub repeats_window: AtomicUsize,
     pub unconfirmed: AtomicUsize,
@@ -427,6 +429,12 @@ impl PartitionActor {
             Event::UnknownMerchant { merchant } => {
                 tracing::warn!(%partition, %merchant, "orders for a merchant that is not registered");
             }
+            Event::OutcomesLost => {
+                tracing::error!(
+                    %partition,
+                    "OUTCOMES came back shorter: what waited of merchants without idempotency is parked"
+                );
+            }
             Event::LogLost { republish, parked } => {
                 tracing::error!(%partition, republish, parked, "the broker lost acknowledged orders");
             }
@@ -564,6 +572,9 @@ impl PartitionActor {
         gauges
             .quarantined
             .store(machine.quarantined_merchants(), Ordering::Relaxed);
+        gauges
+            .unknown
+            .store(machine.unknown_merchants(), Ordering::Relaxed);
         gauges
             .unaccounted
             .store(machine.unaccounted(), Ordering::Relaxed);

@@ -108,6 +108,8 @@ pub struct Snapshot {
     pub quarantined: usize,
     /// Closed merchants: rate limited, suspended, misconfigured.
     pub closed: [usize; 3],
+    /// Merchants that have orders and are not registered.
+    pub unknown: usize,
     pub unaccounted: i64,
     pub repeats_window: usize,
     pub unconfirmed: usize,
@@ -280,6 +282,7 @@ impl Platform {
             for (all, gauge) in all.closed.iter_mut().zip(&gauges.closed) {
                 *all += gauge.load(Ordering::Relaxed);
             }
+            all.unknown += gauges.unknown.load(Ordering::Relaxed);
             all.unaccounted += gauges.unaccounted.load(Ordering::Relaxed);
             all.repeats_window += gauges.repeats_window.load(Ordering::Relaxed);
             all.unconfirmed += gauges.unconfirmed.load(Ordering::Relaxed);

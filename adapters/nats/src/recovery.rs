@@ -145,6 +145,7 @@ fn believe_the_store(mut recovered: Recovered, claimed: &Claimed) -> Recovered {
             "OUTCOMES has lost records: going on from this node's store"
         );
         recovered.replaced_epoch = meta.epoch;
+        recovered.outcomes_lost = true;
     }
     recovered
 }

@@ -82,6 +82,7 @@ impl RunningNode {
         let _first = node.set(Arc::clone(&started)).is_ok();
         let gauges = tokio::spawn({
             let (platform, directory) = (platform.clone(), Arc::clone(&directory));
+            let events = Arc::clone(&events);
             async move {
                 let mut every = tokio::time::interval(Duration::from_secs(1));
                 loop {
@@ -89,7 +90,7 @@ impl RunningNode {
                     metrics
                         .store_disk
                         .set(store.usage().disk_bytes.try_into().unwrap_or(i64::MAX));
-                    refresh(&metrics, &platform, &directory);
+                    refresh(&metrics, &platform, &directory, &events);
                 }
             }
         });
@@ -254,7 +255,7 @@ fn nats_options(config: &Config) -> anyhow::Result<expediter_nats::Options> {
 }
 
 /// Once a second: what the platform counts for itself.
-fn refresh(metrics: &Metrics, platform: &Platform, directory: &MerchantDirectory) {
+fn refresh(metrics: &Metrics, platform: &Platform, directory: &MerchantDirectory, events: &Events) {
     let figure = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
     let wide = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let now = platform.snapshot();
@@ -286,4 +287,6 @@ fn refresh(metrics: &Metrics, platform: &Platform, directory: &MerchantDirectory
     alarm(Alarm::MerchantQuarantined, now.quarantined);
     alarm(Alarm::MerchantSuspended, now.closed[1]);
     alarm(Alarm::MerchantMisconfigured, now.closed[2]);
+    alarm(Alarm::MerchantUnknown, now.unknown);
+    alarm(Alarm::LocalFault, usize::from(events.local_fault()));
 }

@@ -186,8 +186,6 @@ pub enum PartitionState {
     Recovering,
     Running,
     HandingOver,
-    /// Crashed its owner too often; waits for a person.
-    Paused,
 }
 
 /// A partition as its owner sees it.

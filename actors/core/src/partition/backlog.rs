@@ -11,7 +11,7 @@ use expediter_types::{
 use super::merchants::{Held, Stage};
 use super::writer::Why;
 use super::{Command, Directory, Doubt, PartitionMachine};
-use crate::merchant::{Accepting, Closure, expiry};
+use crate::merchant::{Accepting, Closure, expiry, millis};
 use crate::store::{Due, Gate, Ready, StoreOp, StoredMerchant};
 use crate::{OrderState, Stored};
 
@@ -77,6 +77,15 @@ pub enum Loaded {
     First(Option<Seq>),
 }
 
+/// Why a merchant's waiting orders end as dead letters.
+#[derive(Debug, Clone)]
+pub(super) struct Condemned {
+    pub(super) reason: DeadReason,
+    pub(super) detail: Arc<str>,
+    /// Younger ones, by the broker's timestamp, still wait.
+    pub(super) up_to: UnixMillis,
+}
+
 /// A merchant's unfinished orders, counted.
 #[derive(Debug)]
 pub(super) struct Backlog {
@@ -111,7 +120,7 @@ pub(super) struct Backlog {
     /// go in sequence they have their place in it, too.
     timed: Option<(Seq, Seq)>,
     /// All its orders end as dead letters.
-    pub(super) condemned: Option<(DeadReason, Arc<str>)>,
+    pub(super) condemned: Option<Condemned>,
     pub(super) quarantined: bool,
     pub(super) panics: VecDeque<u64>,
     pub(super) last_used: u64,
@@ -258,26 +267,18 @@ impl PartitionMachine {
         now: Now,
     ) {
         let mut offer = Self::offer_of(&stored, merchant);
-        let epoch_since = self.limits_since;
+        let inactive = self
+            .backlogs
+            .get(&merchant.id)
+            .is_some_and(|b| b.active.is_none());
+        if inactive {
+            self.activate(merchant);
+        }
         let Some(backlog) = self.backlogs.get_mut(&merchant.id) else {
             return;
         };
-        let limits_since = backlog.limits_since.max(epoch_since);
         backlog.offered += 1;
         backlog.last_used = now.mono;
-        if backlog.active.is_none() {
-            self.incarnations += 1;
-            backlog.incarnation = self.incarnations;
-            backlog.returns = 0;
-            backlog.active = Some(Arc::clone(merchant));
-            self.commands.push_back(Command::Activate {
-                merchant: Arc::clone(merchant),
-                incarnation: backlog.incarnation,
-                limits_since,
-                closure: backlog.closure,
-                window: Vec::new(),
-            });
-        }
         offer.returns = backlog.returns;
         self.window.insert(
             offer.seq,
@@ -668,7 +669,7 @@ impl PartitionMachine {
         now: Now,
     ) -> bool {
         let Some(doubt) = self.doubts.remove(&stored.order.seq) else {
-            return false;
+            return self.settle_possibly_sent(stored, merchant, now);
         };
         stored.state.ambiguous = true;
         stored.state.first_attempt.get_or_insert(now.wall);
@@ -682,6 +683,29 @@ impl PartitionMachine {
                 false
             }
         }
+    }
+
+    /// The former owner may have sent this order since its newest mark, which does not list it. True:
+    /// the merchant may have it and does not remember it any more.
+    fn settle_possibly_sent(&mut self, stored: &mut Stored, merchant: &Merchant, now: Now) -> bool {
+        let adapter = &merchant.adapter;
+        let created = stored.order.envelope.created;
+        let unrepeatable = adapter.idempotency == Idempotency::None;
+        if unrepeatable && self.outcomes_lost_at.is_some_and(|at| created < at) {
+            stored.state.ambiguous = true;
+            return true;
+        }
+        let Some((since, claimed)) = self.sent_since else {
+            return false;
+        };
+        if unrepeatable || stored.state.first_attempt.is_some() || created >= claimed {
+            return false;
+        }
+        let first = since.max(created);
+        stored.state.first_attempt = Some(first);
+        let forgotten = first.saturating_add(millis(adapter.idempotency_window)) <= now.wall;
+        stored.state.ambiguous |= forgotten;
+        forgotten
     }
 
     fn on_expired(&mut self, orders: Vec<Stored>, directory: &dyn Directory, now: Now) {
@@ -735,11 +759,12 @@ impl PartitionMachine {
         let Some(backlog) = self.backlogs.get_mut(merchant) else {
             return;
         };
-        let Some((reason, detail)) = backlog.condemned.clone() else {
+        let Some(condemned) = backlog.condemned.clone() else {
             backlog.cursor = 0;
             return self.refill(merchant, directory, now);
         };
-        let mut last = 0;
+        let (mut last, mut ended) = (0, 0);
+        let mut younger = None;
         for stored in ready.orders {
             last = stored.order.seq;
             if self.window.contains_key(&last)
@@ -748,20 +773,31 @@ impl PartitionMachine {
             {
                 continue;
             }
+            let created = stored.order.envelope.created;
+            if created > condemned.up_to {
+                younger = Some((last, created));
+                break;
+            }
+            ended += 1;
             self.take_unloaded(merchant);
             let doubtful = self.doubts.remove(&last).is_some() || stored.state.ambiguous;
             let reason = if doubtful {
                 DeadReason::Ambiguous
             } else {
-                reason
+                condemned.reason
             };
             let kind = OutcomeKind::DeadLettered(reason);
-            self.conclude(stored, true, kind, Why::from(&*detail), now);
+            self.conclude(stored, true, kind, Why::from(&*condemned.detail), now);
         }
         let Some(backlog) = self.backlogs.get_mut(merchant) else {
             return;
         };
-        if backlog.unloaded > 0 {
+        if let Some((seq, created)) = younger {
+            // Their own grace is not over.
+            backlog.condemned = None;
+            backlog.cursor = seq;
+            self.unknown_since.insert(merchant.clone(), created);
+        } else if backlog.unloaded > 0 && !(ready.exhausted && ended == 0) {
             backlog.loading = true;
             let from = if ready.exhausted { 0 } else { last + 1 };
             let load = Load::Condemned {
@@ -771,9 +807,11 @@ impl PartitionMachine {
             self.commands.push_back(Command::Load(load));
         } else {
             backlog.condemned = None;
-            backlog.cursor = Seq::MAX;
-            backlog.tail = 0;
+            backlog.cursor = if backlog.unloaded > 0 { 0 } else { Seq::MAX };
             backlog.next_due = None;
+            if backlog.unloaded == 0 {
+                backlog.tail = 0;
+            }
         }
     }
 
@@ -787,11 +825,28 @@ impl PartitionMachine {
         directory: &dyn Directory,
         now: Now,
     ) {
-        self.let_go(merchant, now);
+        self.condemn_up_to(merchant, reason, detail, UnixMillis::MAX, directory, now);
+    }
+
+    fn condemn_up_to(
+        &mut self,
+        merchant: &MerchantId,
+        reason: DeadReason,
+        detail: &str,
+        up_to: UnixMillis,
+        directory: &dyn Directory,
+        now: Now,
+    ) {
         if let Some(backlog) = self.backlogs.get_mut(merchant)
             && (backlog.unloaded > 0 || backlog.offered > 0)
         {
-            backlog.condemned = Some((reason, detail.into()));
+            let detail = detail.into();
+            backlog.condemned = Some(Condemned {
+                reason,
+                detail,
+                up_to,
+            });
+            self.let_go(merchant, now);
             self.refill(merchant, directory, now);
         }
     }
@@ -839,13 +894,9 @@ impl PartitionMachine {
         if registered == Some(false) && directory.merchant(merchant).is_none() {
             self.unknown_since.remove(merchant);
             let detail = "no merchant of this id is registered";
-            self.condemn(
-                merchant,
-                DeadReason::UnknownMerchant,
-                detail,
-                directory,
-                now,
-            );
+            let reason = DeadReason::UnknownMerchant;
+            let up_to = now.wall.saturating_sub(self.config.unknown_grace);
+            self.condemn_up_to(merchant, reason, detail, up_to, directory, now);
         }
     }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use expediter_types::{
-    DeadReason, Envelope, Idempotency, MerchantId, Now, OrderId, OutcomeKind, Seq, UnixMillis,
+    DeadReason, Envelope, Idempotency, MerchantId, Now, OrderId, Origin, OutcomeKind, Seq,
+    UnixMillis,
 };
 
 use super::writer::Why;
@@ -78,11 +79,6 @@ impl PartitionMachine {
             state.first_attempt = Some(count.first);
             state.ambiguous = count.ambiguous;
             self.attempted.insert(seq, count);
-        } else if let Some((since, claimed)) = self.sent_since
-            && envelope.created < claimed
-        {
-            // The former owner may have sent it since the newest mark that does not list it.
-            state.first_attempt = Some(since.max(envelope.created));
         }
         state.due = state.due.filter(|due| *due > now.wall);
         let deadline = Self::deadline(&order, merchant.as_deref());
@@ -105,7 +101,8 @@ impl PartitionMachine {
             }
         }
         let Some(merchant) = merchant else {
-            if self.unknown_since.insert(id.clone(), now.wall).is_none() {
+            if !self.unknown_since.contains_key(&id) {
+                self.unknown_since.insert(id.clone(), now.wall);
                 self.event(Event::UnknownMerchant {
                     merchant: id.clone(),
                 });
@@ -132,7 +129,8 @@ impl PartitionMachine {
     }
 
     fn take_undecodable(&mut self, seq: Seq, at: UnixMillis, bad: Undecodable, now: Now) {
-        let Ok(id) = OrderId::new(&format!("undecodable-{seq}")) else {
+        let incarnation = self.stamp.incarnation;
+        let Ok(id) = OrderId::new(&format!("undecodable-{}", Origin { incarnation, seq })) else {
             return;
         };
         let envelope = bare_envelope(id, bad.merchant, at);

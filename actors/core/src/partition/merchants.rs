@@ -200,7 +200,8 @@ impl PartitionMachine {
         {
             backlog.stats.answered(answer, now);
         }
-        if backlog.active.is_some() && !backlog.quarantined {
+        let ended = backlog.quarantined || backlog.condemned.is_some();
+        if backlog.active.is_some() {
             self.commands.push_back(Command::Answer {
                 merchant: id,
                 seq,
@@ -208,6 +209,8 @@ impl PartitionMachine {
                 class,
                 retry_after,
             });
+        } else if let Some(merchant) = directory.merchant(&id).filter(|_| !ended) {
+            self.activate(&merchant);
         } else {
             self.decide_alone(seq, now);
             self.refill(&id, directory, now);
@@ -342,7 +345,7 @@ impl PartitionMachine {
             .get(&merchant)
             .and_then(|b| b.condemned.clone());
         let kind = Self::kind_of_class(class, &held.stored.state)
-            .or(condemned.map(|(reason, _)| OutcomeKind::DeadLettered(reason)));
+            .or(condemned.map(|condemned| OutcomeKind::DeadLettered(condemned.reason)));
         let counted = !matches!(
             class,
             AttemptClass::RateLimited
@@ -413,36 +416,50 @@ impl PartitionMachine {
         let Some(active) = backlog.active.clone() else {
             return;
         };
-        let limits_since = backlog.limits_since;
         if backlog.incarnation != incarnation {
             return;
         }
+        self.activate(&active);
+    }
+
+    /// Starts the merchant's actor with all it holds: what waits in its mailbox, the attempts that
+    /// run, the answers that nobody decided yet.
+    pub(super) fn activate(&mut self, merchant: &Arc<Merchant>) {
+        let epoch_since = self.limits_since;
+        let Some(backlog) = self.backlogs.get_mut(&merchant.id) else {
+            return;
+        };
         self.incarnations += 1;
         backlog.incarnation = self.incarnations;
         backlog.returns = 0;
+        backlog.active = Some(Arc::clone(merchant));
+        let limits_since = backlog.limits_since.max(epoch_since);
+        let (incarnation, closure) = (backlog.incarnation, backlog.closure);
         let mut window: Vec<(Offer, Option<u32>)> = Vec::new();
         let mut answers = Vec::new();
-        for held in self.window.values() {
-            let order = &held.stored.order;
-            if order.envelope.merchant != *merchant {
-                continue;
-            }
-            window.push((Self::offer_of(&held.stored, &active), held.stage.number()));
-            if let Stage::Answered { number, answer, .. } = &held.stage {
-                answers.push(Command::Answer {
-                    merchant: merchant.clone(),
-                    seq: order.seq,
-                    number: *number,
-                    class: answer.class,
-                    retry_after: answer.retry_after,
-                });
+        if backlog.offered > 0 {
+            for held in self.window.values() {
+                let order = &held.stored.order;
+                if order.envelope.merchant != merchant.id {
+                    continue;
+                }
+                window.push((Self::offer_of(&held.stored, merchant), held.stage.number()));
+                if let Stage::Answered { number, answer, .. } = &held.stage {
+                    answers.push(Command::Answer {
+                        merchant: merchant.id.clone(),
+                        seq: order.seq,
+                        number: *number,
+                        class: answer.class,
+                        retry_after: answer.retry_after,
+                    });
+                }
             }
         }
         self.commands.push_back(Command::Activate {
-            merchant: active,
-            incarnation: backlog.incarnation,
+            merchant: Arc::clone(merchant),
+            incarnation,
             limits_since,
-            closure: backlog.closure,
+            closure,
             window,
         });
         self.commands.extend(answers);
@@ -470,14 +487,47 @@ impl PartitionMachine {
             self.event(Event::Opened {
                 merchant: merchant.clone(),
             });
-            self.let_go(merchant, now);
+            if let Some(manifest) = directory.merchant(merchant) {
+                self.begin_again(&manifest, now);
+            }
         }
         self.refill(merchant, directory, now);
         held
     }
 
-    /// Ends the merchant's actor. What waited in its mailbox goes to the store, what runs ends by
-    /// itself.
+    /// Replaces the merchant's actor: what waited in its mailbox goes back to the store, what runs
+    /// is taken over.
+    fn begin_again(&mut self, merchant: &Arc<Merchant>, now: Now) {
+        let Some(backlog) = self.backlogs.get_mut(&merchant.id) else {
+            return;
+        };
+        if backlog.active.take().is_none() {
+            return;
+        }
+        backlog.limits_since = now.mono;
+        self.commands
+            .push_back(Command::Release(merchant.id.clone()));
+        let waiting: Vec<Seq> = self
+            .window
+            .values()
+            .filter(|held| held.stored.order.envelope.merchant == merchant.id)
+            .filter(|held| matches!(held.stage, Stage::Offered | Stage::Marking { .. }))
+            .map(|held| held.stored.order.seq)
+            .collect();
+        for seq in waiting {
+            self.decide_alone(seq, now);
+        }
+        let holds = self
+            .backlogs
+            .get(&merchant.id)
+            .is_some_and(|b| b.offered > 0);
+        if holds {
+            self.activate(merchant);
+        }
+    }
+
+    /// Ends the merchant's actor. What waited in its mailbox goes to the store, what was answered is
+    /// decided by its class, what runs ends by itself.
     pub(super) fn let_go(&mut self, merchant: &MerchantId, now: Now) {
         let Some(backlog) = self.backlogs.get_mut(merchant) else {
             return;
@@ -517,10 +567,11 @@ impl PartitionMachine {
                 self.unknown_since.remove(merchant);
                 backlog.quarantined = false;
                 backlog.panics.clear();
+                backlog.condemned = None;
                 match active {
                     // Keys mean something else now: begin again from the store.
                     Some(old) if old.limits.ordering != new.limits.ordering => {
-                        self.let_go(merchant, now);
+                        self.begin_again(&new, now);
                     }
                     Some(_) => {
                         backlog.active = Some(Arc::clone(&new));
@@ -537,9 +588,7 @@ impl PartitionMachine {
                         }
                     }
                 }
-                if let Some(backlog) = self.backlogs.get_mut(merchant)
-                    && backlog.active.is_none()
-                {
+                if let Some(backlog) = self.backlogs.get_mut(merchant) {
                     backlog.head_due = None;
                     backlog.cursor = if backlog.unloaded > 0 {
                         0

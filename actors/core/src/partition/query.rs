@@ -241,6 +241,12 @@ impl PartitionMachine {
             .map(|closure| closure.because)
     }
 
+    /// Merchants that have orders and are not registered.
+    #[must_use]
+    pub fn unknown_merchants(&self) -> usize {
+        self.unknown_since.len()
+    }
+
     /// Ids remembered to notice repeats.
     #[must_use]
     pub fn repeats_window(&self) -> usize {

@@ -161,6 +161,7 @@ impl World {
             replaced: None,
             cut: 0,
             replaced_epoch: 0,
+            outcomes_lost: false,
             low_water: 0,
             finished: Default::default(),
             covers: 7,

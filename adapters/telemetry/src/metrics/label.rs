@@ -76,16 +76,15 @@ impl Label for OutcomeKind {
 pub enum Alarm {
     /// The ledger does not balance.
     OrdersUnaccounted,
-    /// The broker lost acknowledged orders: the log came back shorter, empty or as another.
+    /// The broker lost acknowledged orders, since this process started: the log came back shorter,
+    /// empty or as another.
     LogLost,
-    /// OUTCOMES came back shorter.
+    /// OUTCOMES came back shorter, since this process started.
     OutcomesLost,
     /// OUTCOMES is 80 % full or more.
     OutcomesFilling,
-    /// No new attempts: OUTCOMES is 95 % full or too many outcomes are unconfirmed.
+    /// No new attempts: OUTCOMES is 95 % full.
     OutcomesStopped,
-    /// A partition crashed its owners and starts paused.
-    PartitionPaused,
     /// A merchant's steps panic; it takes no orders.
     MerchantQuarantined,
     /// A merchant refuses our credentials.
@@ -102,13 +101,12 @@ pub enum Alarm {
 
 impl Alarm {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 11] = [
         Self::OrdersUnaccounted,
         Self::LogLost,
         Self::OutcomesLost,
         Self::OutcomesFilling,
         Self::OutcomesStopped,
-        Self::PartitionPaused,
         Self::MerchantQuarantined,
         Self::MerchantSuspended,
         Self::MerchantMisconfigured,
@@ -126,7 +124,6 @@ impl Alarm {
             Self::OutcomesLost => "outcomes_lost",
             Self::OutcomesFilling => "outcomes_filling",
             Self::OutcomesStopped => "outcomes_stopped",
-            Self::PartitionPaused => "partition_paused",
             Self::MerchantQuarantined => "merchant_quarantined",
             Self::MerchantSuspended => "merchant_suspended",
             Self::MerchantMisconfigured => "merchant_misconfigured",

@@ -90,6 +90,7 @@ impl PlatformEvents for Events {
                 }
             }
             Event::LogLost { .. } => self.metrics.alarms.of(Alarm::LogLost).set(1),
+            Event::OutcomesLost => self.metrics.alarms.of(Alarm::OutcomesLost).set(1),
             Event::FirstStart { .. }
             | Event::Closed { .. }
             | Event::Opened { .. }
