@@ -344,8 +344,12 @@ impl PartitionMachine {
             .backlogs
             .get(&merchant)
             .and_then(|b| b.condemned.clone());
-        let kind = Self::kind_of_class(class, &held.stored.state)
-            .or(condemned.map(|condemned| OutcomeKind::DeadLettered(condemned.reason)));
+        let by_class = Self::kind_of_class(class, &held.stored.state);
+        let condemned = condemned.filter(|_| by_class.is_none());
+        let by_person = condemned
+            .as_ref()
+            .map(|condemned| OutcomeKind::DeadLettered(condemned.reason));
+        let kind = by_class.or(by_person);
         let counted = !matches!(
             class,
             AttemptClass::RateLimited
@@ -353,7 +357,11 @@ impl PartitionMachine {
                 | AttemptClass::Suspended
                 | AttemptClass::Misconfigured
         );
-        let why = record_attempt(&mut held, counted);
+        let mut why = record_attempt(&mut held, counted);
+        if let Some(condemned) = condemned {
+            // The answer stands with the attempt; this is why nothing is tried any more.
+            why.detail = condemned.detail.to_string();
+        }
         match kind {
             Some(kind) => self.conclude(held.stored, held.in_store, kind, why, now),
             None => {
