@@ -1,4 +1,5 @@
 mod architecture;
+mod cli;
 mod crash;
 mod flow;
 mod probes;
