@@ -1,8 +1,8 @@
-//! The design's promises as names, so that a broken one says which.
+//! The promises as names, so that a broken one says which.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A promise of the design.
+/// A promise of the product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Promise {
     /// An acknowledged order reaches exactly one outcome.
@@ -36,7 +36,7 @@ impl Promise {
         Self::Dur1,
     ];
 
-    /// As written in the design.
+    /// As written in ARCHITECTURE.md.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! Which sequences of the partition are taken, finished and stored (PROTOCOL, State).
+//! Which sequences of the partition are taken, finished and stored (ARCHITECTURE.md, The protocol of one partition).
 
 use expediter_types::Seq;
 use roaring::RoaringTreemap;

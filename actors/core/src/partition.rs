@@ -1,5 +1,6 @@
 //! One partition's owner: takes orders from the log, gives them to the merchants' machines, keeps
-//! what waits in the store, and writes outcomes under the fence (PROTOCOL.md).
+//! what waits in the store, and writes outcomes under the fence (ARCHITECTURE.md, The
+//! protocol of one partition).
 //!
 //! Constraints: pure. Inputs are methods; what is to be done comes out as [`Command`]s, store
 //! batches and records. The caller carries them out in order: store batches and loads pass through

@@ -1,4 +1,5 @@
-//! Reading OUTCOMES into what a new owner must know before its first attempt (PROTOCOL, Recovering).
+//! Reading OUTCOMES into what a new owner must know before its first attempt (ARCHITECTURE.md,
+//! The protocol of one partition).
 //!
 //! [`Recovery`] is given the partition's records in the order of the stream and folds them. Whatever
 //! a stale writer managed to leave there says nothing: a record counts only when its token is the

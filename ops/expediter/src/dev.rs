@@ -78,7 +78,7 @@ async fn demonstrate(args: &Args, nats: Option<&str>, json: bool) -> anyhow::Res
         Some(_) => None,
         None => {
             let options = nats_server::Options {
-                search: vec![PathBuf::from(".tools/bin")],
+                search: tools(),
                 ..nats_server::Options::new(args.data_dir.join("nats"))
             };
             Some(NatsServer::start(options).await?)
@@ -156,6 +156,18 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     config.node.drain_deadline = Duration::from_secs(3);
     config.egress.allow = vec!["127.0.0.0/8".to_owned()];
     Ok(config)
+}
+
+/// Where `ops/just` puts nats-server: below the working directory, or below the checkout that this
+/// binary was built in (`target/<profile>/expediter`).
+fn tools() -> Vec<PathBuf> {
+    let mut places = vec![PathBuf::from(".tools/bin")];
+    if let Ok(binary) = std::env::current_exe()
+        && let Some(checkout) = binary.ancestors().nth(3)
+    {
+        places.push(checkout.join(".tools/bin"));
+    }
+    places
 }
 
 /// On the live screen, log lines would tear the table: they go to a file.

@@ -110,7 +110,7 @@ catalogue! {
     actor_panics: Counter, "expediter_actor_panics_total", "panics",
         "Panics of a merchant's step or attempt.";
     invariant_violations: Violations, "expediter_invariant_violations_total", "violations",
-        "Promises of the design that were seen broken.";
+        "Promises (ARCHITECTURE.md) that were seen broken.";
     partitions_owned: Gauge, "expediter_partitions_owned", "partitions",
         "Partitions this node works on.";
     claims: Counter, "expediter_claims_total", "claims",

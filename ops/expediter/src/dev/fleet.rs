@@ -18,6 +18,9 @@ pub(super) const MERCHANTS: [(&str, &str, u32); 6] = [
     ("rejecting", "Sold Out Salads", 6),
 ];
 
+/// Of the demonstration's merchants; others are left alone.
+const GROUP: &str = "demo";
+
 /// The rate-limiting merchant's limit, a little below its share of the default flow.
 const RATE_LIMIT: f64 = 8.0;
 
@@ -54,14 +57,23 @@ pub(super) async fn register(connection: &Connection, fleet: &FleetHandle) -> an
         let id = MerchantId::new(id)?;
         let mut merchant = Merchant::to(id.clone(), &fleet.url(id.as_str()));
         merchant.name = name.to_owned();
-        merchant.group = "demo".to_owned();
+        merchant.group = GROUP.to_owned();
         merchant.adapter.idempotency = Idempotency::Native;
         merchant.adapter.timeout = Duration::from_secs(5);
         merchant.adapter.rejected = vec![422];
         merchant.limits.concurrency = 16;
         merchant.retry.max = Duration::from_secs(10);
         merchant.retry.deadline = Duration::from_secs(600);
-        let revision = registry.get(&id).await?.map_or(0, |entry| entry.revision);
+        let found = registry.get(&id).await?;
+        if let Some(entry) = &found {
+            let group = &entry.registration.merchant.group;
+            anyhow::ensure!(
+                group == GROUP,
+                "a merchant {id} of group {group} is registered at this server: the demonstration \
+                 would replace it. Use another server, or run without --nats"
+            );
+        }
+        let revision = found.map_or(0, |entry| entry.revision);
         let registration = Registration {
             merchant,
             actor: "expediter dev".to_owned(),

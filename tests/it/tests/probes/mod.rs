@@ -110,7 +110,7 @@ impl Broker {
         named.expect("a server of this broker")
     }
 
-    /// ORDERS as the design has it.
+    /// ORDERS as a node makes it.
     async fn orders(&self) -> Result<stream::Stream> {
         self.stream(stream::Config {
             name: "ORDERS".to_owned(),
@@ -124,7 +124,7 @@ impl Broker {
         .await
     }
 
-    /// OUTCOMES as the design has it.
+    /// OUTCOMES as a node makes it.
     async fn outcomes(&self) -> Result<stream::Stream> {
         let subjects = [
             "outcomes.*",
