@@ -25,6 +25,8 @@ use crate::{ControlHandler, Error};
 const PAUSE: Duration = Duration::from_secs(2);
 /// The host ends within its own deadline; this much later it is not waited for any more.
 const GRACE: Duration = Duration::from_secs(10);
+/// A hand-over does not wait for a broker that has been away for so long.
+const AWAY: Duration = Duration::from_secs(2);
 
 /// What a partition's work needs of its node.
 #[derive(Debug)]
@@ -250,11 +252,22 @@ async fn epoch(
             phase.set(PartitionPhase::HandingOver);
             let stopping = environment.host.stop(partition, Stop::HandOver);
             let within = environment.drain_deadline + GRACE;
-            let stopped = tokio::time::timeout(within, stopping).await.ok();
+            let alone = async {
+                tokio::time::sleep(environment.drain_deadline).await;
+                away(&environment.claimant.broker).await;
+            };
+            let stopped = tokio::select! {
+                stopped = tokio::time::timeout(within, stopping) => stopped.ok(),
+                () = alone => None,
+            };
             log.end();
             let Some(stopped) = stopped else {
                 // Not released: what it still does is fenced when another claims.
-                tracing::error!(%partition, "the partition did not end in time");
+                if environment.claimant.broker.connection.connected() {
+                    tracing::error!(%partition, "the partition did not end in time");
+                } else {
+                    tracing::warn!(%partition, "NATS is away: not handed over");
+                }
                 environment.host.stop(partition, Stop::Fenced).await;
                 return Ok(Ended::Done);
             };
@@ -374,8 +387,14 @@ async fn give_back(
         incarnation,
     };
     let broker = &environment.claimant.broker;
-    let releasing = release(broker, &claimed.claim, partition, stamp, stopped);
-    match tokio::time::timeout(GRACE, releasing).await {
+    let releasing = async {
+        tokio::select! {
+            released = release(broker, &claimed.claim, partition, stamp, stopped) => Some(released),
+            () = away(broker) => None,
+        }
+    };
+    let released = tokio::time::timeout(GRACE, releasing).await;
+    match released.ok().flatten().ok_or(()) {
         Ok(Ok(())) => {
             tracing::info!(%partition, token = claimed.token, "released");
             environment.shared.events.released(partition);
@@ -385,6 +404,20 @@ async fn give_back(
         Err(_) => tracing::warn!(%partition, "not released in time"),
     }
     Ok(Ended::Done)
+}
+
+/// Resolves when the broker has been away for [`AWAY`] at a stretch.
+async fn away(broker: &Broker) {
+    let mut state = broker.connection.watch();
+    loop {
+        if state.wait_for(|state| !state.connected).await.is_err() {
+            return;
+        }
+        let back = state.wait_for(|state| state.connected);
+        if tokio::time::timeout(AWAY, back).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Control requests, cleaning, and with partition 0 the compaction; end when dropped.

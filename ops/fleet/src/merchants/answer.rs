@@ -12,6 +12,8 @@ use super::merchant::{InFlight, Merchant};
 use super::plan::Reply;
 
 const ENDLESS: &[u8] = &[b' '; 16 * 1024];
+/// Between the part of a cut answer and the cut.
+const WRITTEN: Duration = Duration::from_millis(5);
 /// Arrivals that are copied out of a merchant at a time.
 const ARRIVALS: usize = 500;
 
@@ -30,6 +32,8 @@ enum Kind {
     Cut {
         sent: Option<Bytes>,
         declared: u64,
+        /// Until what is sent is surely written: a body that fails at once takes the head with it.
+        written: Pin<Box<Sleep>>,
     },
     Endless,
     Trickle(Box<Trickle>),
@@ -80,6 +84,7 @@ impl Answer {
             Ending::Cut => Kind::Cut {
                 declared: body.len() as u64,
                 sent: Some(body.slice(..body.len() / 2)),
+                written: Box::pin(tokio::time::sleep(WRITTEN)),
             },
             Ending::Endless => Kind::Endless,
             Ending::Trickle(every) => Kind::Trickle(Box::new(Trickle {
@@ -107,9 +112,17 @@ impl Body for Answer {
         let data = match &mut self.kind {
             Kind::Full(body) if body.is_empty() => return Poll::Ready(None),
             Kind::Full(body) => std::mem::take(body),
-            Kind::Cut { sent, .. } => match sent.take().filter(|half| !half.is_empty()) {
-                Some(half) => half,
-                None => return Poll::Ready(Some(Err(CutOff))),
+            Kind::Cut { sent, written, .. } => match sent.take().filter(|half| !half.is_empty()) {
+                Some(half) => {
+                    written
+                        .as_mut()
+                        .reset(tokio::time::Instant::now() + WRITTEN);
+                    half
+                }
+                None => {
+                    ready!(written.as_mut().poll(cx));
+                    return Poll::Ready(Some(Err(CutOff)));
+                }
             },
             Kind::Endless => Bytes::from_static(ENDLESS),
             Kind::Trickle(trickle) if trickle.left.is_empty() => return Poll::Ready(None),
