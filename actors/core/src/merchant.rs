@@ -380,11 +380,31 @@ impl MerchantMachine {
 
     /// The attempt does not count; the order may go as soon as the merchant can.
     fn again(&mut self, seq: Seq) {
-        if let Some(slot) = self.slots.get_mut(&seq) {
-            slot.running = None;
-            self.deadlines.insert((slot.offer.deadline, seq));
-            self.ready.insert(seq);
-            self.effects.push(Effect::Again { seq });
+        let Some(slot) = self.slots.get_mut(&seq) else {
+            return;
+        };
+        slot.running = None;
+        let Offer { deadline, key, .. } = slot.offer;
+        self.deadlines.insert((deadline, seq));
+        match key {
+            None => {
+                self.ready.insert(seq);
+            }
+            Some(key) => self.ready_head(key),
+        }
+        self.effects.push(Effect::Again { seq });
+    }
+
+    /// The oldest order of a key may start, unless it runs.
+    fn ready_head(&mut self, key: u64) {
+        let head = self.keys.get(&key).and_then(|queue| queue.front()).copied();
+        if let Some(head) = head
+            && self
+                .slots
+                .get(&head)
+                .is_some_and(|slot| slot.running.is_none())
+        {
+            self.ready.insert(head);
         }
     }
 
@@ -421,16 +441,25 @@ impl MerchantMachine {
         }
     }
 
-    /// An order leaves and others of its key must not overtake it.
+    /// An order leaves and others of its key must not overtake it. Those that run (taken over from
+    /// before they had a key in common) stay: nobody else waits for their answers.
     fn leave_with_followers(&mut self, seq: Seq) {
         let key = self.slots.get(&seq).and_then(|slot| slot.offer.key);
-        let followers = key
-            .and_then(|key| self.keys.remove(&key))
-            .unwrap_or_default();
-        for follower in followers {
-            if follower != seq {
-                self.give_back(follower, key);
-                self.leave(follower);
+        if let Some(key) = key
+            && let Some(queue) = self.keys.remove(&key)
+        {
+            let mut running = VecDeque::new();
+            for follower in queue.into_iter().filter(|other| *other != seq) {
+                let slot = self.slots.get(&follower);
+                if slot.is_some_and(|slot| slot.running.is_some()) {
+                    running.push_back(follower);
+                } else {
+                    self.give_back(follower, Some(key));
+                    self.leave(follower);
+                }
+            }
+            if !running.is_empty() {
+                self.keys.insert(key, running);
             }
         }
         self.leave(seq);

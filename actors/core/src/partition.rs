@@ -234,6 +234,8 @@ pub struct PartitionMachine {
     limits_since: u64,
     last_tick: u64,
     expiring: bool,
+    /// What the load of expired orders that is under way may say is out of date for these.
+    parked_while_expiring: HashSet<Seq>,
     draining: bool,
     running: u32,
     purges: purge::Purges,
@@ -342,6 +344,7 @@ impl PartitionMachine {
             limits_since: now.mono,
             last_tick: now.mono,
             expiring: false,
+            parked_while_expiring: HashSet::new(),
             draining: false,
             running: 0,
             purges: purge::Purges::default(),
@@ -465,7 +468,16 @@ impl PartitionMachine {
         self.ledger.unaccounted()
     }
 
+    /// Says how far the store can be relied on. The ids of everything at or below the position go
+    /// with it: a successor does not read those orders again, and must still notice their repeats.
     fn write_meta(&mut self) {
+        let (chunks, forget) = self.repeats.take_unsaved();
+        for (chunk, entries) in chunks {
+            self.ops.push(StoreOp::Repeats { chunk, entries });
+        }
+        if let Some(below) = forget {
+            self.ops.push(StoreOp::ForgetRepeats { below });
+        }
         let meta = PartitionMeta {
             epoch: self.stamp.token,
             incarnation: self.stamp.incarnation,

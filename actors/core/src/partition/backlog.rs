@@ -1,6 +1,6 @@
 //! A merchant's backlog: what of it is in the mailbox, what in the store, and when to load more.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use expediter_types::{
@@ -104,6 +104,8 @@ pub(super) struct Backlog {
     /// Lowest sequence that went to the store while a load was under way: what was loaded above
     /// it may have been loaded too early.
     lowered: Option<Seq>,
+    /// Went to the store while a load was under way: what that load says of them is out of date.
+    stale: HashSet<Seq>,
     loading: bool,
     /// Keys whose oldest stored order may go now.
     pub(super) key_heads: VecDeque<u64>,
@@ -142,6 +144,7 @@ impl Backlog {
             cursor: Seq::MAX,
             tail: 0,
             lowered: None,
+            stale: HashSet::new(),
             loading: false,
             key_heads: VecDeque::new(),
             finishing: 0,
@@ -198,8 +201,19 @@ impl Backlog {
         }
     }
 
+    /// What may be loaded, and when, is to be found out anew; also by a load that is under way.
+    pub(super) fn look_at_all(&mut self, now: Now) {
+        self.head_due = None;
+        if self.unloaded > 0 {
+            self.cursor = 0;
+            self.add_due(now.wall);
+            self.note_lowered(0);
+        }
+    }
+
     fn note_lowered(&mut self, seq: Seq) {
         if self.loading {
+            self.stale.insert(seq);
             self.lowered = Some(self.lowered.map_or(seq, |low| low.min(seq)));
         }
     }
@@ -314,6 +328,9 @@ impl PartitionMachine {
             .or_insert_with(Backlog::new);
         backlog.unloaded += 1;
         backlog.note_lowered(seq);
+        if self.expiring {
+            self.parked_while_expiring.insert(seq);
+        }
         let fifo = backlog
             .active
             .as_ref()
@@ -461,11 +478,15 @@ impl PartitionMachine {
                 self.on_ready(&merchant, from, up_to, gate, ready, directory, now);
             }
             (Load::Due { merchant, gate, .. }, Loaded::Due(due)) => {
-                let Some(lowered) = self.end_load(&merchant) else {
+                let Some((lowered, stale)) = self.end_load(&merchant) else {
                     return;
                 };
+                let changed = directory
+                    .merchant(&merchant)
+                    .is_some_and(|manifest| Self::gate(&manifest) != gate);
                 let orders = due.orders.iter().map(|stored| stored.order.seq);
-                let early = gate != Gate::Ready && orders.max().is_some_and(|last| last > lowered);
+                let early = changed
+                    || (gate != Gate::Ready && orders.max().is_some_and(|last| last > lowered));
                 if let Some(backlog) = self.backlogs.get_mut(&merchant) {
                     if early {
                         backlog.add_due(now.wall);
@@ -475,22 +496,26 @@ impl PartitionMachine {
                 }
                 if !early {
                     for stored in due.orders {
+                        if stale.contains(&stored.order.seq) {
+                            continue;
+                        }
                         self.admit(stored, directory, now);
                     }
                 }
                 self.refill(&merchant, directory, now);
             }
             (Load::KeyHead { merchant, key }, Loaded::KeyHead(stored)) => {
-                let Some(lowered) = self.end_load(&merchant) else {
+                let Some((lowered, stale)) = self.end_load(&merchant) else {
                     return;
                 };
                 if let Some(stored) = stored {
                     let seq = stored.order.seq;
                     let waits = stored.state.due.is_some_and(|due| due > now.wall);
                     if let Some(backlog) = self.backlogs.get_mut(&merchant) {
-                        if seq > lowered {
+                        if seq > lowered || stale.contains(&seq) {
                             backlog.key_heads.push_back(key);
-                        } else if seq < backlog.cursor && !waits {
+                        } else if !waits && (seq < backlog.cursor || stored.state.due.is_some()) {
+                            // The cursor passed it, or does not look at what waited for a time.
                             self.admit(stored, directory, now);
                         }
                     }
@@ -509,10 +534,11 @@ impl PartitionMachine {
     }
 
     /// The load is over; the lowest sequence that was parked meanwhile, `Seq::MAX` for none.
-    fn end_load(&mut self, merchant: &MerchantId) -> Option<Seq> {
+    fn end_load(&mut self, merchant: &MerchantId) -> Option<(Seq, HashSet<Seq>)> {
         let backlog = self.backlogs.get_mut(merchant)?;
         backlog.loading = false;
-        Some(backlog.lowered.take().unwrap_or(Seq::MAX))
+        let lowered = backlog.lowered.take().unwrap_or(Seq::MAX);
+        Some((lowered, std::mem::take(&mut backlog.stale)))
     }
 
     #[expect(
@@ -529,14 +555,16 @@ impl PartitionMachine {
         directory: &dyn Directory,
         now: Now,
     ) {
-        let Some(lowered) = self.end_load(merchant) else {
+        let Some((lowered, stale)) = self.end_load(merchant) else {
             return;
         };
         let Some(backlog) = self.backlogs.get_mut(merchant) else {
             return;
         };
         let last = ready.orders.last().map_or(0, |stored| stored.order.seq);
-        if gate != Gate::Ready && last > lowered {
+        let manifest = directory.merchant(merchant);
+        let changed = manifest.is_some_and(|manifest| Self::gate(&manifest) != gate);
+        if changed || (gate != Gate::Ready && last > lowered) {
             // An older order of the same key may have come back to the store meanwhile.
             backlog.cursor = from.min(backlog.cursor).min(lowered);
             return self.refill(merchant, directory, now);
@@ -548,6 +576,9 @@ impl PartitionMachine {
         let mut stopped_at = None;
         for stored in ready.orders {
             let seq = stored.order.seq;
+            if stale.contains(&seq) {
+                continue;
+            }
             let skip = self.window.contains_key(&seq) || self.finishing.contains_key(&seq);
             if gate == Gate::Fifo && !skip {
                 if let Some(due) = stored.state.due.filter(|due| *due > now.wall) {
@@ -654,7 +685,7 @@ impl PartitionMachine {
         }
     }
 
-    fn take_unloaded(&mut self, merchant: &MerchantId) {
+    pub(super) fn take_unloaded(&mut self, merchant: &MerchantId) {
         if let Some(backlog) = self.backlogs.get_mut(merchant) {
             backlog.unloaded = backlog.unloaded.saturating_sub(1);
         }
@@ -710,13 +741,15 @@ impl PartitionMachine {
 
     fn on_expired(&mut self, orders: Vec<Stored>, directory: &dyn Directory, now: Now) {
         self.expiring = false;
+        let stale = std::mem::take(&mut self.parked_while_expiring);
         let full = orders.len() >= EXPIRE_AT_ONCE;
         let mut progress = false;
         for mut stored in orders {
             let seq = stored.order.seq;
             let id = stored.order.envelope.merchant.clone();
             // The machine of a merchant judges what is in its mailbox.
-            if self.window.contains_key(&seq)
+            if stale.contains(&seq)
+                || self.window.contains_key(&seq)
                 || self.finishing.contains_key(&seq)
                 || !self.ledger.is_open(seq)
             {
@@ -753,9 +786,9 @@ impl PartitionMachine {
         directory: &dyn Directory,
         now: Now,
     ) {
-        if self.end_load(merchant).is_none() {
+        let Some((_, stale)) = self.end_load(merchant) else {
             return;
-        }
+        };
         let Some(backlog) = self.backlogs.get_mut(merchant) else {
             return;
         };
@@ -767,7 +800,8 @@ impl PartitionMachine {
         let mut younger = None;
         for stored in ready.orders {
             last = stored.order.seq;
-            if self.window.contains_key(&last)
+            if stale.contains(&last)
+                || self.window.contains_key(&last)
                 || self.finishing.contains_key(&last)
                 || !self.ledger.is_open(last)
             {
@@ -797,7 +831,7 @@ impl PartitionMachine {
             backlog.condemned = None;
             backlog.cursor = seq;
             self.unknown_since.insert(merchant.clone(), created);
-        } else if backlog.unloaded > 0 && !(ready.exhausted && ended == 0) {
+        } else if backlog.unloaded > 0 && !(ready.exhausted && ended == 0 && stale.is_empty()) {
             backlog.loading = true;
             let from = if ready.exhausted { 0 } else { last + 1 };
             let load = Load::Condemned {

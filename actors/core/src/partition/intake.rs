@@ -11,6 +11,7 @@ use super::writer::Why;
 use super::{Directory, Event, PartitionMachine};
 use crate::ledger::Taken;
 use crate::repeats::{self, Verdict};
+use crate::store::Repeat;
 use crate::{IntakeSource, LogMessage, Order, OrderState, Stored, Undecodable, payload_hash};
 
 impl PartitionMachine {
@@ -41,6 +42,12 @@ impl PartitionMachine {
                 }
             }
             if self.ledger.take(message.seq) == Taken::Known {
+                // Stored above the position: its id may not be known yet.
+                if let Ok(order) = &message.order
+                    && self.ledger.is_open(message.seq)
+                {
+                    self.note_again(order, now);
+                }
                 continue;
             }
             taken += 1;
@@ -57,18 +64,37 @@ impl PartitionMachine {
         }
     }
 
+    /// A stored order comes by again. When the one that it repeats was read only now, because the
+    /// fresh tail had been quicker, it closes as a repeat after all, unless it was tried.
+    fn note_again(&mut self, order: &Arc<Order>, now: Now) {
+        let Verdict::Repeat(first) = self.repeats.check(repeat_of(order)) else {
+            return;
+        };
+        let seq = order.seq;
+        let tried = self.window.contains_key(&seq)
+            || self.finishing.contains_key(&seq)
+            || self.attempted.contains_key(&seq)
+            || self.doubts.contains_key(&seq);
+        if tried || first > seq {
+            return;
+        }
+        let (state, deadline) = (OrderState::default(), order.envelope.created);
+        let order = Arc::clone(order);
+        self.take_unloaded(&order.envelope.merchant);
+        let stored = Stored {
+            order,
+            state,
+            deadline,
+        };
+        let why = Why::from(format!("the same order stands at sequence {first}"));
+        self.conclude(stored, true, OutcomeKind::Duplicate, why, now);
+    }
+
     fn take(&mut self, order: Arc<Order>, directory: &dyn Directory, now: Now) {
         let envelope = &order.envelope;
         let id = envelope.merchant.clone();
         let seq = order.seq;
-        let entry = repeats::entry(
-            &id,
-            &envelope.id,
-            envelope.generation,
-            order.payload_hash,
-            seq,
-        );
-        let verdict = self.repeats.check(entry);
+        let verdict = self.repeats.check(repeat_of(&order));
         let merchant = directory.merchant(&id);
         let mut state = OrderState {
             due: envelope.not_before,
@@ -169,4 +195,16 @@ fn bare_envelope(id: OrderId, merchant: MerchantId, created: UnixMillis) -> Enve
         test: false,
         origin: None,
     }
+}
+
+fn repeat_of(order: &Order) -> Repeat {
+    let envelope = &order.envelope;
+    let (merchant, id) = (&envelope.merchant, &envelope.id);
+    repeats::entry(
+        merchant,
+        id,
+        envelope.generation,
+        order.payload_hash,
+        order.seq,
+    )
 }

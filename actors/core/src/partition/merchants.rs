@@ -597,12 +597,7 @@ impl PartitionMachine {
                     }
                 }
                 if let Some(backlog) = self.backlogs.get_mut(merchant) {
-                    backlog.head_due = None;
-                    backlog.cursor = if backlog.unloaded > 0 {
-                        0
-                    } else {
-                        backlog.cursor
-                    };
+                    backlog.look_at_all(now);
                 }
                 self.refill(merchant, directory, now);
             }

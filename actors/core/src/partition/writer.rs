@@ -380,13 +380,6 @@ impl PartitionMachine {
     /// The ids taken so far go to the store first: a mark tells a successor with this store that
     /// it need not read older outcomes.
     pub(super) fn request_mark(&mut self) {
-        let (chunks, forget) = self.repeats.take_unsaved();
-        for (chunk, entries) in chunks {
-            self.ops.push(StoreOp::Repeats { chunk, entries });
-        }
-        if let Some(below) = forget {
-            self.ops.push(StoreOp::ForgetRepeats { below });
-        }
         self.write_meta();
         let pending = u64::from(!self.ops.is_empty());
         self.writer.mark_after = Some(self.batch_number + pending);
