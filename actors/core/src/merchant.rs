@@ -194,6 +194,10 @@ impl MerchantMachine {
             self.running += 1;
             self.ready.remove(&seq);
             self.deadlines.remove(&(slot.offer.deadline, seq));
+            let queue = slot.offer.key.and_then(|key| self.keys.get(&key));
+            if let Some(head) = queue.and_then(|queue| queue.front()) {
+                self.ready.remove(head);
+            }
         }
     }
 
@@ -395,14 +399,18 @@ impl MerchantMachine {
         self.effects.push(Effect::Again { seq });
     }
 
-    /// The oldest order of a key may start, unless it runs.
+    /// The oldest order of a key may start, unless one of them runs.
     fn ready_head(&mut self, key: u64) {
-        let head = self.keys.get(&key).and_then(|queue| queue.front()).copied();
-        if let Some(head) = head
-            && self
-                .slots
-                .get(&head)
-                .is_some_and(|slot| slot.running.is_none())
+        let Some(queue) = self.keys.get(&key) else {
+            return;
+        };
+        let runs = |seq: &Seq| {
+            self.slots
+                .get(seq)
+                .is_some_and(|slot| slot.running.is_some())
+        };
+        if let Some(head) = queue.front().copied()
+            && !(self.running > 0 && queue.iter().any(runs))
         {
             self.ready.insert(head);
         }
@@ -425,19 +433,10 @@ impl MerchantMachine {
             return;
         };
         queue.retain(|other| *other != seq);
-        match queue.front() {
-            None => {
-                self.keys.remove(&key);
-            }
-            Some(head) => {
-                if self
-                    .slots
-                    .get(head)
-                    .is_some_and(|slot| slot.running.is_none())
-                {
-                    self.ready.insert(*head);
-                }
-            }
+        if queue.is_empty() {
+            self.keys.remove(&key);
+        } else {
+            self.ready_head(key);
         }
     }
 

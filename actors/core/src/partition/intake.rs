@@ -197,7 +197,7 @@ fn bare_envelope(id: OrderId, merchant: MerchantId, created: UnixMillis) -> Enve
     }
 }
 
-fn repeat_of(order: &Order) -> Repeat {
+pub(super) fn repeat_of(order: &Order) -> Repeat {
     let envelope = &order.envelope;
     let (merchant, id) = (&envelope.merchant, &envelope.id);
     repeats::entry(

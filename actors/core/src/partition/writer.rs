@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 use expediter_types::{
-    AttemptMark, ClosedMerchant, DeadLetter, Mark, MerchantId, Now, OrderId, Outcome, OutcomeKind,
-    Record, Seq, UnixMillis,
+    AttemptMark, ClosedMerchant, DeadLetter, DeadReason, Mark, MerchantId, Now, OrderId, Outcome,
+    OutcomeKind, Record, Seq, UnixMillis,
 };
 
 use super::{Directory, Event, Finishing, PartitionConfig, PartitionMachine};
@@ -186,6 +186,14 @@ impl PartitionMachine {
     ) {
         let Stored { order, state, .. } = stored;
         let seq = order.seq;
+        let closes_a_repeat = matches!(
+            kind,
+            OutcomeKind::Duplicate | OutcomeKind::DeadLettered(DeadReason::IdConflict)
+        );
+        if in_store && !closes_a_repeat {
+            // It may have been stored by an epoch whose table of ids was lost.
+            self.repeats.insert(super::intake::repeat_of(&order));
+        }
         let envelope = order.envelope.clone();
         let merchant = envelope.merchant.clone();
         check_invariant!(
