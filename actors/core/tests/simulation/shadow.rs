@@ -1,0 +1,386 @@
+//! The judge: it knows what was published, what every merchant saw and what is durable, and names
+//! the promise that is broken. Nothing of it is taken from the machines under test.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use expediter_core::{Order, Undecodable};
+use expediter_types::{
+    AttemptClass, Idempotency, Merchant, MerchantId, Now, OrderId, Ordering, OutcomeKind, Seq,
+    UnixMillis,
+};
+
+use crate::actor::Begun;
+use crate::plan::surely_not;
+
+/// Starts of a merchant that are looked back at.
+const STARTS: usize = 200;
+
+/// A promise is broken: the run ends here.
+macro_rules! broken {
+    ($promise:literal, $($what:tt)+) => {
+        panic!(concat!($promise, ": {}"), format_args!($($what)+))
+    };
+}
+pub(crate) use broken;
+
+/// A published message.
+#[derive(Debug)]
+pub(crate) struct Truth {
+    pub(crate) merchant: MerchantId,
+    pub(crate) order: Result<Arc<Order>, Undecodable>,
+}
+
+/// A request that left.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) seq: Seq,
+    pub(crate) token: Seq,
+    at: u64,
+    /// A later owner that did not know of it marked: its successors count from that mark.
+    marked_over: bool,
+    /// `None`: nobody knows yet, or ever.
+    pub(crate) class: Option<AttemptClass>,
+}
+
+impl Sent {
+    fn maybe_received(&self) -> bool {
+        !self.class.is_some_and(surely_not)
+    }
+}
+
+/// The outcome that counts.
+#[derive(Debug)]
+pub(crate) struct Done {
+    /// Its sequence in OUTCOMES.
+    pub(crate) at: Seq,
+    pub(crate) kind: OutcomeKind,
+    pub(crate) record: (Seq, u64),
+}
+
+/// A request that is about to leave.
+#[derive(Debug)]
+pub(crate) struct Launching<'a> {
+    pub(crate) token: Seq,
+    pub(crate) standing: Seq,
+    pub(crate) merchant: &'a Merchant,
+    pub(crate) order: &'a Order,
+    pub(crate) begun: Begun,
+    pub(crate) now: Now,
+    /// Of the same owner to the same merchant, before this one.
+    pub(crate) in_flight: usize,
+    pub(crate) jumps: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Shadow {
+    pub(crate) truth: BTreeMap<Seq, Truth>,
+    pub(crate) same_id: BTreeMap<(MerchantId, OrderId), Vec<Seq>>,
+    /// Orders without a durable outcome.
+    pub(crate) open: BTreeSet<Seq>,
+    pub(crate) done: BTreeMap<Seq, Done>,
+    pub(crate) sent: BTreeMap<(MerchantId, OrderId), Vec<Sent>>,
+    /// Named by an attempt mark or a release: parked for good reason.
+    pub(crate) listed: BTreeSet<Seq>,
+    starts: BTreeMap<MerchantId, VecDeque<u64>>,
+    asked: BTreeMap<(Seq, MerchantId), (u64, UnixMillis)>,
+    pub(crate) quarantined: BTreeSet<(Seq, MerchantId)>,
+    pub(crate) condemned: BTreeSet<MerchantId>,
+    /// Not registered at some time.
+    pub(crate) strangers: BTreeSet<MerchantId>,
+    poison: BTreeSet<Seq>,
+    /// The largest mailbox and the fewest attempts that a manifest ever allowed.
+    bounds: BTreeMap<MerchantId, (u32, u32)>,
+    pub(crate) launched: u64,
+    /// Keys are forgotten: what may have been sent long ago is parked.
+    pub(crate) forgetful: bool,
+}
+
+impl Shadow {
+    pub(crate) fn new(forgetful: bool) -> Self {
+        Self {
+            forgetful,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn published(&mut self, seq: Seq, truth: Truth, poison: bool) {
+        if let Ok(order) = &truth.order {
+            let id = (truth.merchant.clone(), order.envelope.id.clone());
+            self.same_id.entry(id).or_default().push(seq);
+        }
+        if poison {
+            self.poison.insert(seq);
+        }
+        self.open.insert(seq);
+        self.truth.insert(seq, truth);
+    }
+
+    pub(crate) fn is_poison(&self, seq: Seq) -> bool {
+        self.poison.contains(&seq)
+    }
+
+    pub(crate) fn cured(&mut self) {
+        self.poison.clear();
+    }
+
+    /// A manifest is valid from now on; its limits begin anew.
+    pub(crate) fn registered(&mut self, merchant: &Merchant) {
+        let limits = &merchant.limits;
+        let size = limits.mailbox.max(limits.concurrency);
+        let attempts = merchant.retry.max_attempts;
+        let bounds = self
+            .bounds
+            .entry(merchant.id.clone())
+            .or_insert((size, attempts));
+        *bounds = (bounds.0.max(size), bounds.1.min(attempts));
+        self.starts.remove(&merchant.id);
+    }
+
+    pub(crate) fn mailbox_bound(&self, merchant: &MerchantId) -> u32 {
+        self.bounds.get(merchant).map_or(0, |bounds| bounds.0)
+    }
+
+    pub(crate) fn fewest_attempts(&self, merchant: &MerchantId) -> u32 {
+        self.bounds.get(merchant).map_or(0, |bounds| bounds.1)
+    }
+
+    pub(crate) fn asked_to_wait(
+        &mut self,
+        token: Seq,
+        merchant: &MerchantId,
+        asked: (u64, UnixMillis),
+    ) {
+        let known = self.asked.entry((token, merchant.clone())).or_insert(asked);
+        if asked.1 > known.1 {
+            *known = asked;
+        }
+    }
+
+    /// An operator says that it can go on.
+    pub(crate) fn resumed(&mut self, token: Seq, merchant: &MerchantId) {
+        self.asked.remove(&(token, merchant.clone()));
+        self.quarantined.remove(&(token, merchant.clone()));
+    }
+
+    /// A request leaves. `decided`: this owner has decided that order already.
+    pub(crate) fn launch(&mut self, launching: &Launching<'_>, decided: impl Fn(Seq) -> bool) {
+        let Launching {
+            token,
+            merchant,
+            order,
+            begun,
+            now,
+            ..
+        } = *launching;
+        let (seq, envelope) = (order.seq, &order.envelope);
+        let id = (merchant.id.clone(), envelope.id.clone());
+        if token != launching.standing {
+            broken!(
+                "OWN-1",
+                "the owner {token} sends order {seq} under {}",
+                launching.standing
+            );
+        }
+        if let Some(done) = self.done.get(&seq) {
+            broken!(
+                "ORD-1",
+                "order {seq} is sent after its outcome {:?}",
+                done.kind
+            );
+        }
+        if decided(seq) {
+            broken!("ORD-1", "order {seq} is sent after its outcome was decided");
+        }
+        self.judge_repeats(launching, &id);
+        self.judge_order(launching, decided);
+        self.judge_limits(launching);
+        if envelope
+            .deadline
+            .is_some_and(|deadline| deadline <= begun.at.wall)
+        {
+            broken!("ORD-1", "order {seq} is sent after its deadline");
+        }
+        let early = envelope
+            .not_before
+            .is_some_and(|not_before| not_before > begun.at.wall);
+        if early && !launching.jumps {
+            broken!("ORD-1", "order {seq} is sent before its time");
+        }
+        if self.quarantined.contains(&(token, merchant.id.clone())) {
+            broken!("ISO-1", "order {seq} is sent to a quarantined merchant");
+        }
+        self.launched += 1;
+        let sent = Sent {
+            seq,
+            token,
+            at: now.mono,
+            marked_over: false,
+            class: None,
+        };
+        self.sent.entry(id).or_default().push(sent);
+    }
+
+    fn judge_repeats(&self, launching: &Launching<'_>, id: &(MerchantId, OrderId)) {
+        let Launching {
+            token,
+            merchant,
+            order,
+            begun,
+            ..
+        } = *launching;
+        let seq = order.seq;
+        let window = merchant.adapter.idempotency_window.as_micros() as u64;
+        for sent in self.sent.get(id).into_iter().flatten() {
+            if sent.token == token && sent.class.is_none() {
+                broken!(
+                    "ORD-2",
+                    "order {seq} is sent while it is on the wire ({})",
+                    sent.seq
+                );
+            }
+            if !sent.maybe_received() {
+                continue;
+            }
+            if merchant.adapter.idempotency == Idempotency::None {
+                broken!(
+                    "ORD-3",
+                    "order {seq} is sent again after {:?} ({})",
+                    sent.class,
+                    sent.seq
+                );
+            }
+            if begun.at.mono >= sent.at + window && !sent.marked_over {
+                broken!(
+                    "ORD-3",
+                    "order {seq} is sent again after its key was forgotten"
+                );
+            }
+        }
+    }
+
+    /// Whatever is older and shares the key is over before.
+    fn judge_order(&self, launching: &Launching<'_>, decided: impl Fn(Seq) -> bool) {
+        let Launching {
+            merchant, order, ..
+        } = *launching;
+        let key = order.envelope.key.as_ref();
+        let ordering = merchant.limits.ordering;
+        if ordering == Ordering::None || (ordering == Ordering::Order && key.is_none()) {
+            return;
+        }
+        for older in self.open.range(..order.seq) {
+            let truth = &self.truth[older];
+            let Ok(other) = &truth.order else { continue };
+            let shares = ordering == Ordering::Merchant || other.envelope.key.as_ref() == key;
+            if truth.merchant == merchant.id && shares && !decided(*older) {
+                broken!(
+                    "ORD-4",
+                    "order {} is sent before the older {older}",
+                    order.seq
+                );
+            }
+        }
+    }
+
+    fn judge_limits(&mut self, launching: &Launching<'_>) {
+        let Launching {
+            token,
+            merchant,
+            order,
+            begun,
+            in_flight,
+            ..
+        } = *launching;
+        let seq = order.seq;
+        if in_flight >= begun.concurrency as usize {
+            let allowed = begun.concurrency;
+            broken!(
+                "RATE-1",
+                "order {seq} is the {}th of {allowed} in flight",
+                in_flight + 1
+            );
+        }
+        if let Some((since, until)) = self.asked.get(&(token, merchant.id.clone()))
+            && begun.at.mono > *since
+            && begun.at.wall < *until
+            && !launching.jumps
+        {
+            broken!(
+                "RATE-1",
+                "order {seq} is sent although {} asked to wait",
+                merchant.id
+            );
+        }
+        let Some(rate) = merchant.limits.rate else {
+            return;
+        };
+        let starts = self.starts.entry(merchant.id.clone()).or_default();
+        let at = begun.at.mono;
+        let place = starts.partition_point(|other| *other <= at);
+        starts.insert(place, at);
+        if starts.len() > STARTS {
+            starts.pop_front();
+        }
+        for (first, since) in starts.iter().enumerate() {
+            for (last, until) in starts.iter().enumerate().skip(first.max(place)) {
+                let allowed =
+                    u64::from(merchant.limits.burst) + (until - since) * 1_000 / rate.interval_ns();
+                if (last - first) as u64 + 1 > allowed {
+                    let span = until - since;
+                    broken!(
+                        "RATE-1",
+                        "{} starts in {span}us to {}",
+                        last - first + 1,
+                        merchant.id
+                    );
+                }
+            }
+        }
+    }
+
+    /// A merchant answered, whoever hears it.
+    pub(crate) fn answered(&mut self, order: &Order, token: Seq, class: AttemptClass) {
+        let id = (order.envelope.merchant.clone(), order.envelope.id.clone());
+        let mut all = self.sent.get_mut(&id).into_iter().flatten();
+        if let Some(sent) =
+            all.find(|s| s.token == token && s.seq == order.seq && s.class.is_none())
+        {
+            sent.class = Some(class);
+        }
+    }
+
+    /// An owner's mark is durable.
+    pub(crate) fn marked_by(&mut self, token: Seq) {
+        for sent in self.sent.values_mut().flatten() {
+            sent.marked_over |= sent.token < token;
+        }
+    }
+
+    /// These are gone from the log.
+    pub(crate) fn purged(&self, seqs: &[Seq]) {
+        for seq in seqs {
+            if !self.done.contains_key(seq) {
+                broken!("ORD-1", "I1: order {seq} is purged without an outcome");
+            }
+        }
+    }
+
+    /// Every order has its outcome, and each id was finished for real once.
+    pub(crate) fn all_over(&self) {
+        for (id, seqs) in &self.same_id {
+            let kinds: Vec<OutcomeKind> = seqs.iter().map(|seq| self.done[seq].kind).collect();
+            let closes = |kind: &&OutcomeKind| {
+                matches!(
+                    kind,
+                    OutcomeKind::Duplicate
+                        | OutcomeKind::DeadLettered(expediter_types::DeadReason::IdConflict)
+                )
+            };
+            let real = kinds.len() - kinds.iter().filter(closes).count();
+            if real != 1 {
+                broken!("ORD-1", "{id:?} at {seqs:?} ended {real} times: {kinds:?}");
+            }
+        }
+    }
+}
