@@ -6,6 +6,7 @@
 mod answers;
 mod closing;
 mod delivery;
+mod edges;
 mod intake;
 mod isolation;
 mod limits;
