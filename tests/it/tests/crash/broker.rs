@@ -1,6 +1,6 @@
 //! The broker dies, is away for a while, or comes back empty.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -112,7 +112,17 @@ async fn comes_back_empty() -> Result<()> {
     let new = world.publish("native-fast", 30).await?;
     let outcomes = eventually("all have an outcome", DRAIN, async || {
         let outcomes = Outcomes::read(&world.connection).await?;
-        Ok((outcomes.len() >= 90).then_some(outcomes))
+        let has = outcomes
+            .all()
+            .map(|recorded| recorded.outcome.envelope.id.to_string());
+        let has: HashSet<String> = has.collect();
+        let all = stored.iter().chain(&parked).chain(&new);
+        let missing: Vec<&str> = all
+            .map(|order| order.id.as_str())
+            .filter(|id| !has.contains(*id))
+            .collect();
+        ensure!(missing.is_empty(), "without one: {missing:?}");
+        Ok(Some(outcomes))
     })
     .await?;
     ensure!(outcomes.wrong().is_empty(), "{:?}", outcomes.wrong());
