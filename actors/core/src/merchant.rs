@@ -146,7 +146,7 @@ impl MerchantMachine {
     }
 
     /// Takes an order into the mailbox. One it already has is ignored.
-    pub fn offer(&mut self, offer: Offer, now: Now) {
+    pub fn offer(&mut self, offer: Offer) {
         if self.slots.contains_key(&offer.seq) {
             return;
         }
@@ -179,9 +179,6 @@ impl MerchantMachine {
                     }
                 }
             }
-        }
-        if self.returns_waiting(now) {
-            self.return_all();
         }
     }
 
@@ -219,9 +216,15 @@ impl MerchantMachine {
         self.halted = true;
     }
 
-    /// What could be done now. Expires what is past its deadline on the way.
+    /// What could be done now. Expires what is past its deadline on the way, and gives back what
+    /// waits while the merchant is closed for long.
     pub fn next(&mut self, now: Now) -> Next {
         self.expire(now);
+        // Not at once when an order is offered: a machine that is rebuilt takes over what runs just
+        // after, and that must not go back.
+        if self.returns_waiting(now) {
+            self.return_all();
+        }
         if self.halted {
             return Next::Idle;
         }
@@ -343,9 +346,6 @@ impl MerchantMachine {
                 self.again(seq);
                 self.close(ClosedBecause::Misconfigured, PROBE_EVERY, now);
             }
-        }
-        if self.returns_waiting(now) {
-            self.return_all();
         }
     }
 

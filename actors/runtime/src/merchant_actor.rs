@@ -97,7 +97,7 @@ impl MerchantActor {
         let id = merchant.id.clone();
         let mut machine = MerchantMachine::new(merchant, limits_since, closure);
         for (offer, running) in window {
-            machine.offer(offer, now);
+            machine.offer(offer);
             if let Some(number) = running {
                 machine.adopt(offer.seq, number);
             }
@@ -160,7 +160,7 @@ impl MerchantActor {
             hook(&self.id, &step);
         }
         match step {
-            Step::Offer(offer) => self.machine.offer(offer, now),
+            Step::Offer(offer) => self.machine.offer(offer),
             Step::Answer {
                 seq,
                 number,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use expediter_core::merchant::{Accepting, Closure, MerchantMachine, Next, Offer};
 use expediter_core::partition::Report;
-use expediter_types::{AttemptClass, Merchant, Now, Seq, UnixMillis};
+use expediter_types::{AttemptClass, Limits, Merchant, Now, Seq, UnixMillis};
 
 use crate::env::{Env, Plant};
 
@@ -29,11 +29,11 @@ pub(crate) enum Step {
 }
 
 /// When the machine let an order go, and under which manifest.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Begun {
     pub(crate) seq: Seq,
     pub(crate) at: Now,
-    pub(crate) concurrency: u32,
+    pub(crate) limits: Limits,
 }
 
 /// A report on its way to the partition, with what the judge wants to know.
@@ -103,7 +103,7 @@ impl Actor {
         };
         let mut machine = MerchantMachine::new(Arc::clone(&merchant), limits_since, closure);
         for (offer, running) in window {
-            machine.offer(planted(offer, env), env.now());
+            machine.offer(planted(offer, env));
             if let Some(number) = running {
                 machine.adopt(offer.seq, number);
             }
@@ -177,7 +177,7 @@ impl Actor {
     ) -> Stepped {
         let now = env.now();
         match step {
-            Step::Offer(offer) => self.machine.offer(planted(offer, env), now),
+            Step::Offer(offer) => self.machine.offer(planted(offer, env)),
             Step::Answer {
                 seq,
                 number,
@@ -237,12 +237,12 @@ impl Actor {
                     let Some(number) = self.machine.start(seq, now) else {
                         break;
                     };
-                    let concurrency = self.merchant.limits.concurrency;
+                    let limits = self.merchant.limits.clone();
                     begun.push((
                         Begun {
                             seq,
                             at: now,
-                            concurrency,
+                            limits,
                         },
                         number,
                     ));

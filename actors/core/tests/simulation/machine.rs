@@ -92,7 +92,7 @@ impl Alone {
             ambiguous: false,
             returns: self.machine.returns(),
         };
-        self.machine.offer(offer, self.now);
+        self.machine.offer(offer);
         self.orders.entry(seq).or_insert(Model {
             offer,
             running: None,
@@ -145,7 +145,7 @@ impl Alone {
         let merchant = Arc::clone(&self.merchant);
         self.machine = MerchantMachine::new(merchant, self.now.mono, None);
         for (seq, model) in &self.orders {
-            self.machine.offer(model.offer, self.now);
+            self.machine.offer(model.offer);
             if let Some(number) = model.running {
                 self.machine.adopt(*seq, number);
             }

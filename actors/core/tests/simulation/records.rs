@@ -120,10 +120,11 @@ impl Shadow {
             }
             OutcomeKind::Rejected => answered(&[AttemptClass::Rejected]),
             OutcomeKind::Expired => {
-                let own = order
-                    .envelope
-                    .deadline
-                    .is_none_or(|deadline| deadline <= outcome.at);
+                let own = self.jumps
+                    || order
+                        .envelope
+                        .deadline
+                        .is_none_or(|deadline| deadline <= outcome.at);
                 let last = sent().rfind(|sent| sent.token == token);
                 own && last.is_none_or(|sent| sent.class != Some(AttemptClass::Ambiguous))
             }

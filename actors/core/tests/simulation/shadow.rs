@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use expediter_core::{Order, Undecodable};
 use expediter_types::{
-    AttemptClass, Idempotency, Merchant, MerchantId, Now, OrderId, Ordering, OutcomeKind, Seq,
-    UnixMillis,
+    AttemptClass, Idempotency, Merchant, MerchantId, Now, OrderId, Ordering, OutcomeKind, Rate,
+    Seq, UnixMillis,
 };
 
 use crate::actor::Begun;
@@ -65,11 +65,10 @@ pub(crate) struct Launching<'a> {
     pub(crate) standing: Seq,
     pub(crate) merchant: &'a Merchant,
     pub(crate) order: &'a Order,
-    pub(crate) begun: Begun,
+    pub(crate) begun: &'a Begun,
     pub(crate) now: Now,
     /// Of the same owner to the same merchant, before this one.
     pub(crate) in_flight: usize,
-    pub(crate) jumps: bool,
 }
 
 #[derive(Debug, Default)]
@@ -82,7 +81,8 @@ pub(crate) struct Shadow {
     pub(crate) sent: BTreeMap<(MerchantId, OrderId), Vec<Sent>>,
     /// Named by an attempt mark or a release: parked for good reason.
     pub(crate) listed: BTreeSet<Seq>,
-    starts: BTreeMap<MerchantId, VecDeque<u64>>,
+    /// Under one limit, by the monotonic clock.
+    starts: BTreeMap<MerchantId, (Rate, u32, VecDeque<u64>)>,
     asked: BTreeMap<(Seq, MerchantId), (u64, UnixMillis)>,
     pub(crate) quarantined: BTreeSet<(Seq, MerchantId)>,
     pub(crate) condemned: BTreeSet<MerchantId>,
@@ -94,12 +94,15 @@ pub(crate) struct Shadow {
     pub(crate) launched: u64,
     /// Keys are forgotten: what may have been sent long ago is parked.
     pub(crate) forgetful: bool,
+    /// The wall clock jumps: when something was decided says little about it.
+    pub(crate) jumps: bool,
 }
 
 impl Shadow {
-    pub(crate) fn new(forgetful: bool) -> Self {
+    pub(crate) fn new(forgetful: bool, jumps: bool) -> Self {
         Self {
             forgetful,
+            jumps,
             ..Self::default()
         }
     }
@@ -204,7 +207,7 @@ impl Shadow {
         let early = envelope
             .not_before
             .is_some_and(|not_before| not_before > begun.at.wall);
-        if early && !launching.jumps {
+        if early && !self.jumps {
             broken!("ORD-1", "order {seq} is sent before its time");
         }
         if self.quarantined.contains(&(token, merchant.id.clone())) {
@@ -250,7 +253,8 @@ impl Shadow {
                     sent.seq
                 );
             }
-            if begun.at.mono >= sent.at + window && !sent.marked_over {
+            // Over several crashes the first attempt's time may be known too late (ARCHITECTURE.md).
+            if sent.token == token && begun.at.mono >= sent.at + window && !sent.marked_over {
                 broken!(
                     "ORD-3",
                     "order {seq} is sent again after its key was forgotten"
@@ -293,8 +297,8 @@ impl Shadow {
             ..
         } = *launching;
         let seq = order.seq;
-        if in_flight >= begun.concurrency as usize {
-            let allowed = begun.concurrency;
+        if in_flight >= begun.limits.concurrency as usize {
+            let allowed = begun.limits.concurrency;
             broken!(
                 "RATE-1",
                 "order {seq} is the {}th of {allowed} in flight",
@@ -304,7 +308,7 @@ impl Shadow {
         if let Some((since, until)) = self.asked.get(&(token, merchant.id.clone()))
             && begun.at.mono > *since
             && begun.at.wall < *until
-            && !launching.jumps
+            && !self.jumps
         {
             broken!(
                 "RATE-1",
@@ -312,10 +316,15 @@ impl Shadow {
                 merchant.id
             );
         }
-        let Some(rate) = merchant.limits.rate else {
+        let (Some(rate), burst) = (begun.limits.rate, begun.limits.burst) else {
             return;
         };
-        let starts = self.starts.entry(merchant.id.clone()).or_default();
+        let fresh = || (rate, burst, VecDeque::new());
+        let known = self.starts.entry(merchant.id.clone()).or_insert_with(fresh);
+        if (known.0, known.1) != (rate, burst) {
+            *known = fresh();
+        }
+        let starts = &mut known.2;
         let at = begun.at.mono;
         let place = starts.partition_point(|other| *other <= at);
         starts.insert(place, at);
@@ -324,8 +333,7 @@ impl Shadow {
         }
         for (first, since) in starts.iter().enumerate() {
             for (last, until) in starts.iter().enumerate().skip(first.max(place)) {
-                let allowed =
-                    u64::from(merchant.limits.burst) + (until - since) * 1_000 / rate.interval_ns();
+                let allowed = u64::from(burst) + (until - since) * 1_000 / rate.interval_ns();
                 if (last - first) as u64 + 1 > allowed {
                     let span = until - since;
                     broken!(

@@ -50,7 +50,7 @@ impl World {
             broker: Broker::default(),
             fleet: Fleet::default(),
             registry: Registry::default(),
-            shadow: Shadow::new(plan.windows),
+            shadow: Shadow::new(plan.windows, plan.jumps),
             plant,
             traced,
             plan,

@@ -157,10 +157,9 @@ impl Owner {
                 standing: env.broker.standing(),
                 merchant: &merchant,
                 order: &order,
-                begun,
+                begun: &begun,
                 now,
                 in_flight: env.fleet.in_flight(self.token, &merchant.id),
-                jumps: env.plan.jumps,
             };
             env.shadow
                 .launch(&launching, |seq| self.machine.is_finishing(seq));
