@@ -111,6 +111,8 @@ pub struct MerchantMachine {
     deadlines: BTreeSet<(UnixMillis, Seq)>,
     running: u32,
     closure: Option<Closure>,
+    /// The merchant asked to wait until then; a closure for another cause may hide it.
+    asked_until: UnixMillis,
     /// Our own fault: nothing starts before this monotonic time.
     paused_until: u64,
     halted: bool,
@@ -136,6 +138,9 @@ impl MerchantMachine {
             keys: HashMap::new(),
             deadlines: BTreeSet::new(),
             running: 0,
+            asked_until: closure
+                .filter(|closure| closure.because == ClosedBecause::RateLimited)
+                .map_or(0, |closure| closure.until),
             closure,
             paused_until: 0,
             halted: false,
@@ -206,7 +211,7 @@ impl MerchantMachine {
             .closure
             .is_some_and(|c| c.because != ClosedBecause::RateLimited);
         if reopens {
-            self.open();
+            self.open(now);
         }
         self.merchant = merchant;
     }
@@ -241,7 +246,7 @@ impl MerchantMachine {
                 return at(wake(closure.until));
             }
             match closure.because {
-                ClosedBecause::RateLimited => self.open(),
+                ClosedBecause::RateLimited => self.open(now),
                 // One probe at a time; its answer decides.
                 _ if self.running > 0 => return waiting,
                 _ => {}
@@ -310,7 +315,7 @@ impl MerchantMachine {
         let delivered = matches!(class, AttemptClass::Delivered | AttemptClass::AlreadyDone);
         let refused = |c: Closure| c.because != ClosedBecause::RateLimited;
         if delivered && self.closure.is_some_and(refused) {
-            self.open();
+            self.open(now);
         }
         if class == AttemptClass::RateLimited || retry_after.is_some() {
             self.close(
@@ -466,6 +471,9 @@ impl MerchantMachine {
 
     fn close(&mut self, because: ClosedBecause, wait: Duration, now: Now) {
         let until = now.wall.saturating_add(millis(wait));
+        if because == ClosedBecause::RateLimited {
+            self.asked_until = self.asked_until.max(until);
+        }
         // A suspension outlasts a request to wait; of two requests to wait the later counts.
         let closure = match self.closure {
             Some(old) if because == ClosedBecause::RateLimited => Closure {
@@ -484,9 +492,15 @@ impl MerchantMachine {
         }
     }
 
-    fn open(&mut self) {
-        if self.closure.take().is_some() {
-            self.effects.push(Effect::Closure(None));
+    /// The cause is over; a request to wait that still holds is not.
+    fn open(&mut self, now: Now) {
+        let closure = (self.asked_until > now.wall).then_some(Closure {
+            because: ClosedBecause::RateLimited,
+            until: self.asked_until,
+        });
+        if self.closure != closure {
+            self.closure = closure;
+            self.effects.push(Effect::Closure(closure));
         }
     }
 

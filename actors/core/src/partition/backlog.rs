@@ -732,8 +732,12 @@ impl PartitionMachine {
         if unrepeatable || stored.state.first_attempt.is_some() || created >= claimed {
             return false;
         }
-        let first = since.max(created);
+        // An owner between the one that sent it and this one may have known better.
+        let known = self.attempted.get(&stored.order.seq);
+        let first = known.map_or(since.max(created), |count| count.first);
         stored.state.first_attempt = Some(first);
+        // The next owner must not count from its own beginning.
+        self.remember_attempts(stored);
         let forgotten = first.saturating_add(millis(adapter.idempotency_window)) <= now.wall;
         stored.state.ambiguous |= forgotten;
         forgotten

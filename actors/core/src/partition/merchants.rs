@@ -308,7 +308,7 @@ impl PartitionMachine {
         self.note_parked(&merchant, seq, due);
     }
 
-    fn remember_attempts(&mut self, stored: &Stored) {
+    pub(super) fn remember_attempts(&mut self, stored: &Stored) {
         let state = &stored.state;
         let Some(first) = state.first_attempt else {
             return;

@@ -297,8 +297,9 @@ impl Shadow {
             ..
         } = *launching;
         let seq = order.seq;
-        if in_flight >= begun.limits.concurrency as usize {
-            let allowed = begun.limits.concurrency;
+        // Some of them may have begun under the newer manifest.
+        let allowed = begun.limits.concurrency.max(merchant.limits.concurrency);
+        if in_flight >= allowed as usize {
             broken!(
                 "RATE-1",
                 "order {seq} is the {}th of {allowed} in flight",
