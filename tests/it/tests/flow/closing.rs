@@ -109,6 +109,9 @@ async fn suspended_and_misconfigured_merchants_keep_their_orders() -> Result<()>
     });
     let closed = futures::future::try_join_all(closed).await?;
     super::gauge(&node, "expediter_merchants_closed", 13.0).await?;
+    let alarm = |kind: &str| format!("expediter_alarms{{kind=\"{kind}\"}}");
+    super::gauge(&node, &alarm("merchant_suspended"), 3.0).await?;
+    super::gauge(&node, &alarm("merchant_misconfigured"), 10.0).await?;
     for (merchant, orders) in closed {
         let id = merchant.id.to_string();
         let stats = world.fleet.merchant_stats(&id);
@@ -124,6 +127,30 @@ async fn suspended_and_misconfigured_merchants_keep_their_orders() -> Result<()>
     world.oracle().judge().await?;
     super::gauge(&node, "expediter_merchants_closed", 0.0).await?;
     node.check(&["closed", "suspended", "misconfigured"]).await
+}
+
+/// Nobody changes anything: one order a minute finds out whether the merchant is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_a_probe_opens_a_suspended_merchant() -> Result<()> {
+    if std::env::var_os("EXPEDITER_LONG").is_none() {
+        return Ok(());
+    }
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    world.fleet.set("closed", Behaviour::status(403))?;
+    let mut merchant = world.merchant("closed");
+    merchant.limits.concurrency = 1;
+    world.register(&merchant).await?;
+    world.publish("closed", 30).await?;
+    stands(&world, "closed", SOON, is_closed).await?;
+    world.arrived("closed", 2, Duration::from_secs(70)).await?;
+    let arrivals = world.fleet.arrivals("closed");
+    let gap = (arrivals[1].at_us - arrivals[0].at_us) / 1_000_000;
+    ensure!((59..=65).contains(&gap), "probed after {gap} s");
+    world.fleet.set("closed", Behaviour::fast())?;
+    world.settled(Duration::from_secs(70)).await?;
+    world.oracle().judge().await?;
+    node.check(&["closed", "suspended"]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use expediter_fleet::merchants::{Arrival, Behaviour};
+use expediter_fleet::merchants::{Arrival, Behaviour, Step};
 use expediter_harness::{NewOrder, World};
 use expediter_types::{Idempotency, Ordering, Rate};
 
@@ -90,6 +90,40 @@ async fn a_rested_merchant_gets_one_burst() -> Result<()> {
         // Its actor is let go in between, which must not make the bucket fuller.
         super::registry::all_let_go(&node).await?;
     }
+    node.check(&[]).await
+}
+
+/// A new owner does not know what the merchant got a moment ago: it begins without a burst, and with
+/// what the merchant has asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_hold_over_a_crash() -> Result<()> {
+    let world = World::start().await?;
+    let mut node = world.node("node").start().await?;
+    let mut limited = world.merchant("limited");
+    limited.limits.rate = "10/s".parse().ok();
+    limited.limits.burst = 10;
+    world.register(&limited).await?;
+    let wait = Step::status(429).header("retry-after", "6");
+    world
+        .fleet
+        .set("waiting", Behaviour::default().scripted(vec![wait]))?;
+    let mut waiting = world.merchant("waiting");
+    waiting.limits.concurrency = 1;
+    world.register(&waiting).await?;
+    world.publish("waiting", 5).await?;
+    world.publish("limited", 60).await?;
+    world.arrived("waiting", 1, SOON).await?;
+    world.arrived("limited", 15, SOON).await?;
+    // The request to wait has to be written down, which takes a moment.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    node.kill9();
+    node.restart().await?;
+    world.settled(Duration::from_secs(14)).await?;
+    holds(&world.fleet.arrivals("limited"), 10.0, 10.0)?;
+    let arrivals = world.fleet.arrivals("waiting");
+    let gap = (arrivals[1].at_us - arrivals[0].at_us) / 1_000;
+    ensure!(gap > 5_900, "only {gap} ms");
+    world.oracle().after_crashes().judge().await?;
     node.check(&[]).await
 }
 

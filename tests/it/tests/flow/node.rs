@@ -165,6 +165,41 @@ async fn finished_orders_leave_the_log() -> Result<()> {
     node.check(&[]).await
 }
 
+/// One merchant that does not finish anything keeps its own orders in the log, not the others'.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_a_stuck_merchant_does_not_keep_the_log() -> Result<()> {
+    if std::env::var_os("EXPEDITER_LONG").is_none() {
+        return Ok(());
+    }
+    let world = World::start().await?;
+    let node = world.node("node").set("orders.mark_every", "500ms");
+    let node = node.start().await?;
+    world.fleet.set("stuck", Behaviour::status(503))?;
+    world.register(&world.merchant("stuck")).await?;
+    world.publish("stuck", 20).await?;
+    for n in 0..8 {
+        world.register(&world.merchant(&format!("m-{n}"))).await?;
+    }
+    let publisher = world.publisher();
+    for n in 0..60_000 {
+        publisher
+            .offer(NewOrder::to(&format!("m-{}", n % 8)))
+            .await?;
+    }
+    publisher.flush().await;
+    let orders = stream(&world, "ORDERS").await?;
+    let kept = eventually("the log is compacted", Duration::from_secs(90), || async {
+        let state = orders.get_info().await?.state;
+        ensure!(state.messages < 25_000, "{} are kept", state.messages);
+        Ok(Some(()))
+    });
+    kept.await?;
+    world.fleet.set("stuck", Behaviour::fast())?;
+    world.settled(SOON).await?;
+    world.oracle().judge().await?;
+    node.check(&[]).await
+}
+
 /// SIGTERM: what is in flight ends, what waits stays, the exit code is 0, and the next start goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_stops_in_order() -> Result<()> {
