@@ -116,6 +116,8 @@ pub(super) struct Backlog {
     pub(super) returns: u64,
     /// Earliest due time among the stored orders that wait for a time.
     pub(super) next_due: Option<UnixMillis>,
+    /// Ordered: of those whose time has come, one stands above what was seen then.
+    due_above: Option<Seq>,
     /// Wholly ordered: the head waits until then, and everything behind it.
     pub(super) head_due: Option<UnixMillis>,
     /// Lowest and highest sequence of those that went to the store to wait for a time: where all
@@ -151,6 +153,7 @@ impl Backlog {
             incarnation: 0,
             returns: 0,
             next_due: None,
+            due_above: None,
             head_due: None,
             timed: None,
             condemned: None,
@@ -428,9 +431,12 @@ impl PartitionMachine {
                 return;
             }
         } else if let Some(due) = backlog.next_due {
-            if due <= now.wall {
+            if due <= now.wall && ordered && backlog.due_above == Some(ledger_seen) {
+                self.gated.insert(id.clone());
+            } else if due <= now.wall {
                 backlog.loading = true;
                 backlog.next_due = None;
+                backlog.due_above = None;
                 // Orders in the mailbox may come back from the index; they are skipped.
                 let limit = room + (backlog.offered + backlog.finishing) as usize;
                 let load = Load::Due {
@@ -441,8 +447,9 @@ impl PartitionMachine {
                 };
                 self.commands.push_back(Command::Load(load));
                 return;
+            } else {
+                self.timers.insert((due, id.clone()));
             }
-            self.timers.insert((due, id.clone()));
         }
         if backlog.cursor <= backlog.tail {
             if backlog.cursor > up_to {
@@ -639,6 +646,17 @@ impl PartitionMachine {
         let Some(merchant) = directory.merchant(&id) else {
             return self.put_back(&id, seq, stored.state.due);
         };
+        let seen = self.ledger.seen();
+        if merchant.limits.ordering != Ordering::None && seq > seen {
+            // Something older may be in the log and not taken yet.
+            if stored.state.due.is_some()
+                && let Some(backlog) = self.backlogs.get_mut(&id)
+            {
+                backlog.due_above = Some(seen);
+            }
+            self.gated.insert(id.clone());
+            return self.put_back(&id, seq, stored.state.due);
+        }
         if self.settle_doubt(&mut stored, &merchant, now) {
             let in_store = true;
             self.take_unloaded(&id);
