@@ -194,11 +194,16 @@ impl World {
         let end = tokio::time::Instant::now() + deadline;
         loop {
             let read = outcomes.advance(&self.connection).await;
+            let late = tokio::time::Instant::now() >= end;
+            if outcomes.len() < self.ledger.len() && !late {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
             let missing = self.ledger.missing(|seq| outcomes.of(seq).is_some());
             if missing.is_empty() && read.is_ok() {
                 return Ok(outcomes);
             }
-            if tokio::time::Instant::now() >= end {
+            if late {
                 read.context("reading OUTCOMES")?;
                 let mut by_merchant = BTreeMap::<&str, Vec<u64>>::new();
                 for order in &missing {

@@ -150,6 +150,44 @@ async fn comes_back_empty() -> Result<()> {
         let expected = usize::from(expected == OutcomeKind::Delivered);
         ensure!(taken == expected, "{} was taken {taken} times", order.id);
     }
-    node.check(&["lost", "not the one that was read", "the log is"])
-        .await
+    let outcomes_lost = node
+        .metric("expediter_alarms{kind=\"outcomes_lost\"}")
+        .await?;
+    ensure!(outcomes_lost == 1.0, "no alarm for OUTCOMES");
+    node.check(&[
+        "the broker has lost",
+        "the broker lost",
+        "the broker is another one or lost",
+        "the log is not the one that was read",
+        "OUTCOMES has lost records",
+        "OUTCOMES came back shorter",
+    ])
+    .await
+}
+
+/// The node's machine and the broker's lose power at the same moment, and the node is up first.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_together_with_the_node() -> Result<()> {
+    let world = World::start().await?;
+    shop::open(&world).await?;
+    let mut node = world.node("node").start().await?;
+    let load = shop::rush(&world, 200);
+    for round in 0..3 {
+        more_arrive(&world, 200 + 100 * round).await?;
+        node.kill9();
+        world.broker.kill9();
+        node.spawn_again()?;
+        eventually("the node asks for NATS", DRAIN, async || {
+            let (status, page) = node.get("/readyz").await?;
+            Ok((status == 503 && page.contains("NATS")).then_some(()))
+        })
+        .await?;
+        world.broker.restart().await?;
+        node.wait_ready(DRAIN).await?;
+    }
+    more_arrive(&world, 200).await?;
+    load.stop().await;
+    world.settled(DRAIN).await?;
+    println!("{:?}", world.oracle().after_crashes().judge().await?);
+    node.check(&[]).await
 }

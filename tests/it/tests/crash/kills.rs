@@ -22,6 +22,12 @@ async fn kill_loop(kills: u32, per_second: u32, drain: Duration) -> Result<Verdi
             .wait_until(Duration::from_secs(30), |s| s.arrived > before + more);
         ensure!(flows.await, "nothing arrives after {kill} kills");
         node.kill9();
+        if kill % 3 == 2 {
+            // Also while it is starting: opening the store, claiming, recovering.
+            node.spawn_again()?;
+            tokio::time::sleep(Duration::from_millis(u64::from(kill * 53 % 300))).await;
+            node.kill9();
+        }
         node.restart().await?;
     }
     load.stop().await;
@@ -34,7 +40,7 @@ async fn kill_loop(kills: u32, per_second: u32, drain: Duration) -> Result<Verdi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_again_and_again() -> Result<()> {
-    let verdict = kill_loop(6, 400, Duration::from_secs(25)).await?;
+    let verdict = kill_loop(7, 400, Duration::from_secs(25)).await?;
     ensure!(verdict.delivered > verdict.accepted / 2, "{verdict:?}");
     Ok(())
 }
