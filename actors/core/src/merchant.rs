@@ -97,6 +97,8 @@ struct Slot {
     offer: Offer,
     /// Number of the running attempt.
     running: Option<u32>,
+    /// Taken over while it ran: what else waits for it or before it is not known.
+    adopted: bool,
 }
 
 /// One merchant's machine.
@@ -164,6 +166,7 @@ impl MerchantMachine {
             Slot {
                 offer,
                 running: None,
+                adopted: false,
             },
         );
         self.deadlines.insert((offer.deadline, offer.seq));
@@ -193,6 +196,7 @@ impl MerchantMachine {
             && slot.running.is_none()
         {
             slot.running = Some(number);
+            slot.adopted = true;
             self.running += 1;
             self.ready.remove(&seq);
             self.deadlines.remove(&(slot.offer.deadline, seq));
@@ -394,14 +398,20 @@ impl MerchantMachine {
         };
         slot.running = None;
         let Offer { deadline, key, .. } = slot.offer;
+        let adopted = slot.adopted;
         self.deadlines.insert((deadline, seq));
+        self.effects.push(Effect::Again { seq });
         match key {
             None => {
                 self.ready.insert(seq);
             }
+            Some(key) if adopted => {
+                // It may have got its key while it ran, with older ones in the store.
+                self.give_back(seq, Some(key));
+                self.leave_with_followers(seq);
+            }
             Some(key) => self.ready_head(key),
         }
-        self.effects.push(Effect::Again { seq });
     }
 
     /// The oldest order of a key may start, unless one of them runs.

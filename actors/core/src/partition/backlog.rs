@@ -517,11 +517,15 @@ impl PartitionMachine {
                 };
                 if let Some(stored) = stored {
                     let seq = stored.order.seq;
-                    let waits = stored.state.due.is_some_and(|due| due > now.wall);
+                    let waits = stored.state.due.filter(|due| *due > now.wall);
                     if let Some(backlog) = self.backlogs.get_mut(&merchant) {
                         if seq > lowered || stale.contains(&seq) {
                             backlog.key_heads.push_back(key);
-                        } else if !waits && (seq < backlog.cursor || stored.state.due.is_some()) {
+                        } else if let Some(due) = waits {
+                            // Its time had come once while it was behind, and was not waited for;
+                            // then the wall clock was set back.
+                            backlog.add_timed(seq, due);
+                        } else if seq < backlog.cursor || stored.state.due.is_some() {
                             // The cursor passed it, or does not look at what waited for a time.
                             self.admit(stored, directory, now);
                         }

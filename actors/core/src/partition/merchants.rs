@@ -413,7 +413,8 @@ impl PartitionMachine {
         Some(100 << panics.min(6))
     }
 
-    /// Starts the actor again with what its mailbox held.
+    /// Starts the actor again with the attempts that run. What waited in its mailbox is loaded
+    /// anew: the actor may have given an older order of the same key back just before it died.
     pub fn rebuild(&mut self, merchant: &MerchantId, incarnation: u64, now: Now) {
         if self.draining {
             return self.let_go(merchant, now);
@@ -427,7 +428,8 @@ impl PartitionMachine {
         if backlog.incarnation != incarnation {
             return;
         }
-        self.activate(&active);
+        self.begin_again(&active, now);
+        self.timers.insert((now.wall, merchant.clone()));
     }
 
     /// Starts the merchant's actor with all it holds: what waits in its mailbox, the attempts that
