@@ -30,7 +30,7 @@ use world::{Summary, World};
 const SEEDS: u64 = 128;
 const STEPS: u64 = 2_500;
 /// A planted fault is noticed within so many seeds.
-const SEEDS_OF_A_PLANT: u64 = 64;
+const SEEDS_OF_A_PLANT: u64 = 1_024;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
