@@ -170,12 +170,13 @@ impl Intake {
                 biased;
                 delivered = reader.next() => {
                     let (batch, broken) = self.gather(&mut reader, delivered?, &pending);
+                    // First of all: what was gathered counts as taken, and nothing may drop it.
+                    self.hand_over(batch).await?;
+                    quiet = false;
                     let behind = pending.load(Ordering::Relaxed) > BEHIND;
                     if behind && fresh.is_empty() && opened.elapsed() > BEHIND_FOR {
                         fresh.spawn(self.fresh_tail(pending.clone()).await?);
                     }
-                    self.hand_over(batch).await?;
-                    quiet = false;
                     if let Some(broken) = broken {
                         return Err(broken.into());
                     }
