@@ -24,6 +24,9 @@ const EVERY: Duration = Duration::from_secs(10);
 /// A purge is worth its cost from so many messages, or so many bytes.
 const MESSAGES: u64 = 1_000;
 const BYTES: u64 = 8 << 20;
+/// Another partition's waiting orders keep the log: this partition's finished ones are deleted by
+/// subject when the log begins so far below its low water, and it has risen so far since.
+const PINNED: u64 = 20_000;
 /// How often OUTCOMES is cleaned, by the owner of each partition.
 const CLEANING: Duration = Duration::from_secs(600);
 /// Unrepeatable attempts that old have long ended; what is open of them stands in marks.
@@ -89,6 +92,52 @@ pub(crate) async fn compact(shared: &Shared, partitions: u16, view: watch::Recei
             tracing::info!(error = chain(&error), "the log was not compacted");
         }
     }
+}
+
+/// Deletes what a partition has finished while another one's waiting orders keep the log, for ever;
+/// runs with the partition and ends when its future is dropped.
+pub(crate) async fn compact_own(
+    shared: &Shared,
+    partition: Partition,
+    view: watch::Receiver<LogView>,
+    witness: watch::Receiver<Witness>,
+) {
+    let mut interval = tokio::time::interval(EVERY);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut done = 0;
+    loop {
+        interval.tick().await;
+        let LogView { state, .. } = *view.borrow();
+        let own = shared.marks.of(partition).unwrap_or(0);
+        if own < state.first.max(done).saturating_add(PINNED) {
+            continue;
+        }
+        let witness = *witness.borrow();
+        match purge_own(shared, partition, own.min(witness.seq), &witness).await {
+            Ok(()) => done = own,
+            Err(error) => {
+                tracing::info!(%partition, error = chain(&error), "the log was not compacted");
+            }
+        }
+    }
+}
+
+async fn purge_own(
+    shared: &Shared,
+    partition: Partition,
+    below: Seq,
+    witness: &Witness,
+) -> Result<(), Error> {
+    shared.purges.wait().await;
+    if check(&shared.broker, witness).await? != Identity::Same {
+        return Ok(());
+    }
+    let filter = subjects::orders_filter(partition);
+    let broker = &shared.broker;
+    let purged = broker.purge(subjects::ORDERS, Some(&filter), below).await?;
+    shared.events.purged(purged);
+    tracing::debug!(%partition, below, purged, "compacted the partition's orders");
+    Ok(())
 }
 
 async fn compact_once(shared: &Shared, partitions: u16, created: UnixMillis) -> Result<(), Error> {

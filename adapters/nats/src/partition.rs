@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::broker::Broker;
 use crate::claim::{Claimant, Remembered, release};
-use crate::compaction::{Retention, clean, compact};
+use crate::compaction::{Retention, clean, compact, compact_own};
 use crate::control::serve;
 use crate::error::chain;
 use crate::identity::Witness;
@@ -242,7 +242,7 @@ async fn epoch(
         witness,
         missing: 0,
     };
-    let side = side_tasks(environment, &claimed);
+    let side = side_tasks(environment, &claimed, witnessed.clone());
     let end = run(reading, fence, command).await;
     drop(side);
     environment.shared.marks.forget(partition);
@@ -420,8 +420,12 @@ async fn away(broker: &Broker) {
     }
 }
 
-/// Control requests, cleaning, and with partition 0 the compaction; end when dropped.
-fn side_tasks(environment: &Environment, claimed: &Claimed) -> JoinSet<()> {
+/// Control requests, cleaning, compaction (of the whole log with partition 0); end when dropped.
+fn side_tasks(
+    environment: &Environment,
+    claimed: &Claimed,
+    witness: watch::Receiver<Witness>,
+) -> JoinSet<()> {
     let partition = claimed.partition;
     let mut tasks = JoinSet::new();
     let client = environment.claimant.broker.connection.client().clone();
@@ -432,6 +436,8 @@ fn side_tasks(environment: &Environment, claimed: &Claimed) -> JoinSet<()> {
         environment.retention,
     );
     tasks.spawn(async move { clean(&shared, partition, token, keep).await });
+    let (shared, view) = (environment.shared.clone(), environment.view.clone());
+    tasks.spawn(async move { compact_own(&shared, partition, view, witness).await });
     if partition == Partition(0) {
         let (shared, count) = (environment.shared.clone(), environment.partitions);
         let view = environment.view.clone();
