@@ -13,7 +13,7 @@ use expediter_ports::{
     BoxFuture, Courier, IntakeBatch, IntakeClosed, LogState, MerchantStore, Opened, PartitionHost,
     PartitionIntake, PartitionLog, StartPartition, Stop, Stopped, StoreError,
 };
-use expediter_types::{MerchantId, Partition, Seq};
+use expediter_types::{ClosedBecause, MerchantId, Partition, Seq};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::capacity::Capacity;
@@ -106,8 +106,8 @@ pub struct Snapshot {
     pub stored: u64,
     pub active_merchants: usize,
     pub quarantined: usize,
-    /// Closed merchants: rate limited, suspended, misconfigured.
-    pub closed: [usize; 3],
+    /// Closed merchants, by [`ClosedBecause`].
+    pub closed: [usize; ClosedBecause::ALL.len()],
     /// Merchants that have orders and are not registered.
     pub unknown: usize,
     pub unaccounted: i64,

@@ -207,6 +207,7 @@ impl World {
                 deadline: None,
                 not_before: None,
                 key: None,
+                priority: expediter_types::Priority::Normal,
                 event_type: None,
                 source: None,
                 time: None,

@@ -55,6 +55,9 @@ pub(super) fn read(reader: &mut Reader<'_>, merchant: &Fields<'_, '_>) -> Option
             .unwrap_or(default.idempotency_window),
         rejected: rejected(reader, &fields),
         classify: classify(reader, &fields),
+        credential: None,
+        rate_limit_scope: default.rate_limit_scope,
+        lookup: None,
         url: default.url,
     })
 }

@@ -51,6 +51,9 @@ pub(super) fn read(reader: &mut Reader<'_>, node: &Node<'_>, path: &str) -> Opti
         adapter: adapter?,
         limits,
         retry,
+        breaker: default.breaker,
+        hours: None,
+        jobs: Vec::new(),
         id: default.id,
     })
 }
@@ -76,7 +79,7 @@ fn limits(reader: &mut Reader<'_>, section: &Fields<'_, '_>) -> Limits {
     let default = Limits::default();
     let range = (1, 10_000);
     Limits {
-        rate: reader.parsed(section, "rate", |text| text.parse::<Rate>()),
+        rates: Vec::from_iter(reader.parsed(section, "rate", |text| text.parse::<Rate>())),
         burst: reader
             .whole(section, "burst", range)
             .unwrap_or(default.burst),
@@ -89,6 +92,7 @@ fn limits(reader: &mut Reader<'_>, section: &Fields<'_, '_>) -> Limits {
         mailbox: reader
             .whole(section, "mailbox", range)
             .unwrap_or(default.mailbox),
+        ..default
     }
 }
 
@@ -115,5 +119,6 @@ fn retry(reader: &mut Reader<'_>, section: &Fields<'_, '_>) -> Retry {
         deadline: reader
             .duration(section, "deadline", (SECOND, 30 * DAY))
             .unwrap_or(default.deadline),
+        ..default
     }
 }

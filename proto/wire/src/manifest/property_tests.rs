@@ -53,6 +53,7 @@ prop_compose! {
             idempotency_window,
             rejected: rejected.into_iter().collect(),
             classify,
+            ..Adapter::to("")
         }
     }
 }
@@ -63,8 +64,9 @@ prop_compose! {
         (burst, concurrency, mailbox) in (1..=10_000_u32, 1..=10_000_u32, 1..=10_000_u32),
         ordering in prop_oneof![Just(Ordering::None), Just(Ordering::Order), Just(Ordering::Merchant)],
     ) -> Limits {
-        let rate = rate.map(|(count, period)| Rate::new(count, period).unwrap());
-        Limits { rate, burst, concurrency, ordering, mailbox }
+        let rates = rate.map(|(count, period)| Rate::new(count, period).unwrap());
+        let rates = rates.into_iter().collect();
+        Limits { rates, burst, concurrency, ordering, mailbox, ..Limits::default() }
     }
 }
 
@@ -76,7 +78,7 @@ prop_compose! {
         max_attempts in 1..=1000_u32,
         deadline in durations(1000, 30 * 86_400_000),
     ) -> Retry {
-        Retry { initial, max: initial + Duration::from_millis(more), multiplier, max_attempts, deadline }
+        Retry { initial, max: initial + Duration::from_millis(more), multiplier, max_attempts, deadline, ..Retry::default() }
     }
 }
 
@@ -89,7 +91,8 @@ prop_compose! {
         limits in limits(),
         retry in retries(),
     ) -> Merchant {
-        Merchant { id: MerchantId::new(&id).unwrap(), name, group, adapter, limits, retry }
+        let id = MerchantId::new(&id).unwrap();
+        Merchant { name, group, adapter, limits, retry, ..Merchant::to(id, "") }
     }
 }
 

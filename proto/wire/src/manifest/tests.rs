@@ -78,7 +78,7 @@ fn every_key_is_read() {
     );
     assert_eq!(adapter.classify[0].class, AttemptClass::AlreadyDone);
     assert_eq!(adapter.classify[1].when, [Predicate::Status(409, 409)]);
-    assert_eq!(merchant.limits.rate, "20/s".parse().ok());
+    assert_eq!(merchant.limits.rates, ["20/s".parse().unwrap()]);
     assert_eq!(merchant.limits.burst, 20);
     assert_eq!(merchant.retry, Retry::default());
 }
@@ -304,7 +304,7 @@ fn differences_are_named_by_key() {
     let old = one(FULL);
     let mut new = old.clone();
     assert_eq!(diff(&old, &new), []);
-    new.limits.rate = None;
+    new.limits.rates = Vec::new();
     new.retry.max_attempts = 3;
     new.adapter.rejected = vec![400];
     let change = |key: &str, from: &str, to: Option<&str>| Change {

@@ -164,7 +164,7 @@ impl From<&ClassifyRule> for RuleOut {
 impl From<&Limits> for LimitsOut {
     fn from(from: &Limits) -> Self {
         Self {
-            rate: from.rate.map(|rate| rate.to_string()),
+            rate: from.rates.first().map(|rate| rate.to_string()),
             burst: from.burst,
             concurrency: from.concurrency,
             ordering: ordering_name(from.ordering),
@@ -195,6 +195,8 @@ fn secret_text(secret: &Secret) -> String {
 fn idempotency_name(idempotency: Idempotency) -> &'static str {
     match idempotency {
         Idempotency::Native => "native",
+        Idempotency::UniqueRef => "unique_ref",
+        Idempotency::Lookup => "lookup",
         Idempotency::None => "none",
     }
 }

@@ -93,7 +93,7 @@ fn backlog(merchant: &Merchant, waiting: u64) -> String {
     } else {
         format!("{} orders wait", count(waiting))
     };
-    match merchant.limits.rate {
+    match merchant.limits.rates.first() {
         None => format!("{orders}; no rate limit"),
         Some(rate) => {
             let nanos = u128::from(rate.interval_ns()) * u128::from(waiting);
@@ -126,7 +126,7 @@ mod tests {
 
     fn merchant() -> Merchant {
         let mut merchant = Merchant::to(MerchantId::new("luigis").unwrap(), "https://a.example/");
-        merchant.limits.rate = Some("20/s".parse().unwrap());
+        merchant.limits.rates = vec!["20/s".parse().unwrap()];
         merchant
     }
 
@@ -156,7 +156,7 @@ mod tests {
                 "concurrency 8 -> 2: 5 attempts now, which end by themselves"
             ]
         );
-        new.limits.rate = None;
+        new.limits.rates = Vec::new();
         assert_eq!(
             effects(Some(&old), &new, Some(&status(1, 0)))[0],
             "1 order waits; no rate limit"

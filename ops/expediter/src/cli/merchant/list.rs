@@ -93,7 +93,7 @@ fn row(entry: RegistryEntry, busy: &Busy, owners: &Owners) -> Row {
     let answered = !busy.silent.contains(&owners.partition(&merchant.id));
     Row {
         host: host(&merchant.adapter.url).to_owned(),
-        rate: merchant.limits.rate.map(|rate| rate.to_string()),
+        rate: merchant.limits.rates.first().map(|rate| rate.to_string()),
         burst: merchant.limits.burst,
         concurrency: merchant.limits.concurrency,
         ordering: super::show::ordering_name(merchant.limits.ordering),
