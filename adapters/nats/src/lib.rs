@@ -28,6 +28,7 @@ mod outcomes;
 mod ownership;
 mod partition;
 mod publisher;
+mod quiet;
 mod reader;
 mod recovery;
 mod registry;
