@@ -44,5 +44,5 @@ pub use node::{Node, NodeStatus, Options};
 pub use outcomes::{OutcomeItem, TailFrom, find_outcome, tail_outcomes};
 pub use partition::PartitionPhase;
 pub use publisher::{OrderPublisher, PendingAck, Published};
-pub use registry::{Registry, RegistryChange, RegistryEntry};
+pub use registry::{Registry, RegistryChange, RegistryEntry, ScopeEntry};
 pub use streams::{Topology, ensure, partitions};

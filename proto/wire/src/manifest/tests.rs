@@ -43,7 +43,7 @@ pub(super) fn one(text: &str) -> Merchant {
     manifest.merchants.remove(0).merchant
 }
 
-fn problems(file: &str, text: &str) -> Vec<String> {
+pub(super) fn problems(file: &str, text: &str) -> Vec<String> {
     read(file, text)
         .unwrap_err()
         .problems
@@ -192,7 +192,7 @@ fn json_problems_have_lines_too() {
         "m.json:3: merchant[1].id: merchant id \"b c\" must be",
         "m.json:5: merchant[1].adapter.url: must start with http",
         "m.json:6: merchant[1].limits.rate: is given twice",
-        "m.json:6: merchant[1].limits.rate: expected text, found null",
+        "m.json:6: merchant[1].limits.rate: expected text or a list of rates, found null",
     ] {
         assert!(
             found.iter().any(|p| p.contains(expected)),
