@@ -141,6 +141,7 @@ mod tests {
     fn an_order_names_itself_to_the_broker_and_to_nodes() {
         let shared = Shared {
             key: Some("table 7".to_owned()),
+            priority: Some("high".to_owned()),
             headers: vec![pair("x-shop = 9").unwrap()],
             ..Shared::default()
         };
@@ -149,6 +150,7 @@ mod tests {
         assert_eq!(get("Nats-Msg-Id").as_deref(), Some("luigis/4711"));
         assert_eq!(get("ce-id").as_deref(), Some("4711"));
         assert_eq!(get("Expediter-Key").as_deref(), Some("table 7"));
+        assert_eq!(get("Expediter-Priority").as_deref(), Some("high"));
         assert_eq!(get("content-type").as_deref(), Some("application/json"));
         assert_eq!(get("x-shop").as_deref(), Some("9"));
 
