@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use actix::Addr;
 use expediter_core::partition::{Event, PartitionConfig, PartitionMachine};
-use expediter_core::store::{Gate, PartitionMeta, StoredPartition};
+use expediter_core::recovery::Recovered;
+use expediter_core::store::{Gate, PartitionMeta, StoreBatch, StoreOp, StoredPartition};
 use expediter_core::{Order, Stored};
 use expediter_ports::{
     BoxFuture, Courier, IntakeBatch, IntakeClosed, LogState, MerchantStore, Opened, PartitionHost,
@@ -407,8 +408,20 @@ impl Inner {
         };
         if let Some(meta) = stored.meta {
             let lost = meta.incarnation != recovered.stamp.incarnation;
-            let known = recovered.replaced_epoch == 0 || recovered.replaced_epoch == meta.epoch;
-            if lost && known {
+            if lost && followed(&meta, &recovered) {
+                // Until all is published, this copy is the only one: whoever claims next on this
+                // node, also after a crash, finds by the epoch that it still has to be.
+                let noted = PartitionMeta {
+                    epoch: recovered.stamp.token,
+                    ..meta
+                };
+                let note = StoreBatch {
+                    partition,
+                    ops: vec![StoreOp::Meta(noted)],
+                };
+                self.on_store(move |store| store.commit(&[note]))
+                    .await
+                    .ok_or("the store failed")?;
                 let republished = self
                     .republish(partition, &stored, recovered.cut, &log)
                     .await?;
@@ -533,6 +546,16 @@ impl PartitionHost for Platform {
             stopped
         })
     }
+}
+
+/// Whether nobody took the lost log's orders between the store's epoch and the loss: the epoch that
+/// was replaced, or the one before a claim that found the loss and ended before it could say so in
+/// the store.
+fn followed(meta: &PartitionMeta, recovered: &Recovered) -> bool {
+    let found_before = recovered.replaced.as_ref().is_some_and(|claim| {
+        claim.incarnation.counter > meta.incarnation.counter && claim.replaces == meta.epoch
+    });
+    found_before || recovered.replaced_epoch == 0 || recovered.replaced_epoch == meta.epoch
 }
 
 #[derive(Debug)]

@@ -94,9 +94,12 @@ async fn once(
     whole: bool,
 ) -> Result<Result<Recovered, Incomplete>, Error> {
     let newest = newest(broker, claimed).await?;
-    let trusted = claimed
-        .meta
-        .is_some_and(|meta| meta.epoch == claimed.replaced_epoch() && meta.epoch > 0);
+    // The store of another log is dropped, and with it the ids it knows.
+    let trusted = claimed.meta.is_some_and(|meta| {
+        meta.epoch == claimed.replaced_epoch()
+            && meta.epoch > 0
+            && meta.incarnation == claimed.claim.incarnation
+    });
     // One that covers what is not there yet is of an OUTCOMES that was lost.
     let mark = newest.mark.filter(|mark| mark.covers < claimed.token);
     let from = match mark {

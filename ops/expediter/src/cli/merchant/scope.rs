@@ -10,9 +10,9 @@ use expediter_wire::manifest::{self, Change, Manifest};
 use expediter_wire::registry::{ScopeRegistration, parse_scope_key, scope_key};
 use serde::Serialize;
 
-use super::Actor;
 use super::apply::{Action, Applied, What};
 use crate::cli::error::note;
+use crate::cli::operator::Actor;
 use crate::cli::out::Out;
 use crate::cli::table::table;
 use crate::cli::text::{clean, counted, now, when};
