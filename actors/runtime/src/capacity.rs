@@ -124,9 +124,9 @@ impl Capacity {
                 })
             };
             // Called without the lock: it may give back places of its own.
-            match wake {
-                Some(wake) if !wake() => {}
-                _ => return,
+            let Some(wake) = wake else { return };
+            if wake() {
+                return;
             }
         }
     }

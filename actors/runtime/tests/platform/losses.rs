@@ -7,7 +7,8 @@ use expediter_core::store::{PartitionMeta, StoreBatch, StoreOp};
 use expediter_core::{Order, OrderState, Stored, payload_hash};
 use expediter_ports::fakes::MemoryStore;
 use expediter_ports::{
-    BoxFuture, MerchantStore, PartitionHost, PartitionLog, PublishFailure, Purge, StartPartition,
+    BoxFuture, MerchantStore, PartitionHost, PartitionLog, PublishFailure, Purge, RegistrySink,
+    StartPartition,
 };
 use expediter_runtime::{MerchantDirectory, Options, Platform};
 use expediter_types::{
@@ -61,6 +62,7 @@ fn order() -> Stored {
         deadline: None,
         not_before: None,
         key: None,
+        priority: expediter_types::Priority::Normal,
         event_type: None,
         source: None,
         time: None,
