@@ -58,6 +58,8 @@ pub enum Effect {
     Return { seq: Seq },
     /// The order stays, its attempt ended without counting.
     Again { seq: Seq },
+    /// The order was asked back before it was sent, and left.
+    Withdrawn { seq: Seq },
     /// The merchant closed or opened.
     Closure(Option<Closure>),
 }
@@ -223,6 +225,18 @@ impl MerchantMachine {
             self.open(now);
         }
         self.merchant = merchant;
+    }
+
+    /// Gives a waiting order back for good. One that runs stays: it is too late.
+    pub fn withdraw(&mut self, seq: Seq) {
+        if self
+            .slots
+            .get(&seq)
+            .is_some_and(|slot| slot.running.is_none())
+        {
+            self.effects.push(Effect::Withdrawn { seq });
+            self.leave(seq);
+        }
     }
 
     /// Starts nothing more; running attempts end.

@@ -8,8 +8,11 @@
 //! same order: no iteration over a hash map may decide what comes first.
 
 mod backlog;
+mod cancel;
 mod drain;
+mod holds;
 mod intake;
+mod lanes;
 mod merchants;
 mod query;
 mod writer;
@@ -18,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use expediter_types::{
-    AttemptCount, Merchant, MerchantId, Now, Ordering, OutcomeKind, Partition, Seq, Stamp,
+    AttemptCount, Hold, Merchant, MerchantId, Now, Ordering, OutcomeKind, Partition, Seq, Stamp,
     UnixMillis,
 };
 
@@ -29,7 +32,9 @@ use crate::store::{Gate, PartitionMeta, StoreBatch, StoreOp, StoredPartition};
 use crate::{Order, Stored, key_hash, ledger::Ledger};
 
 pub use backlog::{Load, Loaded};
+pub use cancel::{Cancel, Cancelling};
 pub use drain::Drained;
+pub use holds::Held as HeldBy;
 pub use merchants::Report;
 pub use query::{Located, MerchantRow, MerchantState};
 pub use writer::Acked;
@@ -91,6 +96,11 @@ impl Default for PartitionConfig {
 pub trait Directory {
     /// The merchant's current manifest.
     fn merchant(&self, id: &MerchantId) -> Option<Arc<Merchant>>;
+
+    /// What operators decided about the merchant, or else about its group.
+    fn hold(&self, _merchant: &Merchant) -> Option<Hold> {
+        None
+    }
 }
 
 /// What the caller has to do, in order.
@@ -120,6 +130,8 @@ pub enum Command {
     Change(Arc<Merchant>),
     /// Tell the actor to start nothing more.
     Halt(MerchantId),
+    /// Ask the actor for an order back that it has not started.
+    Withdraw { merchant: MerchantId, seq: Seq },
     /// Let the actor go.
     Release(MerchantId),
     /// Send a request now.
@@ -220,6 +232,10 @@ pub struct PartitionMachine {
     outcomes_lost_at: Option<UnixMillis>,
     unknown_since: BTreeMap<MerchantId, UnixMillis>,
     confirming: HashSet<MerchantId>,
+    /// Orders that are to be cancelled, and what is said with it.
+    cancelling: HashMap<Seq, Arc<str>>,
+    /// The newest that were.
+    cancelled: VecDeque<Seq>,
     /// When a merchant is to be looked at again, by the wall clock; stale entries are harmless.
     timers: BTreeSet<(UnixMillis, MerchantId)>,
     /// Ordered merchants that wait for the main reader to pass what is older.
@@ -277,6 +293,9 @@ impl PartitionMachine {
                 });
                 for seq in done {
                     entry.orders.remove(seq);
+                    for lane in &mut entry.lanes {
+                        lane.remove(seq);
+                    }
                     ops.push(StoreOp::Remove {
                         merchant: entry.merchant.clone(),
                         seq,
@@ -329,6 +348,8 @@ impl PartitionMachine {
             outcomes_lost_at: outcomes_lost.then_some(now.wall),
             unknown_since: recovered.unknown_since.into_iter().collect(),
             confirming: HashSet::new(),
+            cancelling: HashMap::new(),
+            cancelled: VecDeque::new(),
             timers: BTreeSet::new(),
             gated: BTreeSet::new(),
             gated_seen: 0,

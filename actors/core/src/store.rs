@@ -1,6 +1,6 @@
 //! What the partition asks of the store, as values.
 
-use expediter_types::{Incarnation, MerchantId, Partition, Seq, UnixMillis};
+use expediter_types::{Incarnation, MerchantId, Partition, Priority, Seq, UnixMillis};
 use roaring::RoaringTreemap;
 
 use crate::{OrderState, Stored};
@@ -73,8 +73,34 @@ pub struct StoredMerchant {
     pub merchant: MerchantId,
     /// Sequences of its orders.
     pub orders: RoaringTreemap,
+    /// Those of them that could go now and have another priority than normal: high, low.
+    pub lanes: [RoaringTreemap; 2],
     /// Earliest due time among its waiting orders.
     pub next_due: Option<UnixMillis>,
+}
+
+impl StoredMerchant {
+    /// Place of a priority in [`StoredMerchant::lanes`]; `None` for normal.
+    #[must_use]
+    pub fn lane(priority: Priority) -> Option<usize> {
+        match priority {
+            Priority::High => Some(0),
+            Priority::Normal => None,
+            Priority::Low => Some(1),
+        }
+    }
+
+    /// The lanes of these orders.
+    pub fn lanes_of<'a>(orders: impl IntoIterator<Item = &'a Stored>) -> [RoaringTreemap; 2] {
+        let mut lanes = <[RoaringTreemap; 2]>::default();
+        for stored in orders {
+            let lane = Self::lane(stored.order.envelope.priority);
+            if let Some(lane) = lane.filter(|_| stored.state.due.is_none()) {
+                lanes[lane].insert(stored.order.seq);
+            }
+        }
+        lanes
+    }
 }
 
 /// Which of a merchant's stored orders may be loaded.

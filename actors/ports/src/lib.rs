@@ -13,7 +13,7 @@ pub use log::{
     PartitionIntake, PartitionLog, PublishFailure, Purge, StartPartition, Stop, Stopped,
     Undecodable,
 };
-pub use registry::{Registered, RegistrySink};
+pub use registry::{DecisionSubject, Registered, RegistrySink};
 pub use store::{MerchantStore, StoreError, StoreUsage, looked_at};
 
 /// A boxed future that can be sent to any thread.

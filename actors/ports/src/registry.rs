@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use expediter_types::{LimitScope, Merchant, MerchantId, Scope};
+use expediter_types::{Hold, LimitScope, Merchant, MerchantId, Scope};
 
 /// A merchant's entry in the registry.
 #[derive(Debug, Clone)]
@@ -8,6 +8,13 @@ pub struct Registered {
     pub merchant: Arc<Merchant>,
     /// Rises with each change; the compare-and-swap value.
     pub revision: u64,
+}
+
+/// Whom a decision concerns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DecisionSubject {
+    Merchant(MerchantId),
+    Group(String),
 }
 
 /// Follows the registry. Changes come in order; the first [`RegistrySink::loaded`] follows the
@@ -23,6 +30,11 @@ pub trait RegistrySink: Send + Sync + 'static {
     fn remove_scope(&self, kind: LimitScope, id: &str);
     /// All that was registered when the follower started was put: unknown now means unknown.
     fn loaded(&self);
+    /// Operators decided about a merchant or a group; `None`: nothing holds it any more. `revision`
+    /// rises with each decision.
+    fn decided(&self, subject: DecisionSubject, hold: Option<Hold>, revision: u64);
+    /// All that was decided when the follower started was told.
+    fn decisions_loaded(&self);
     /// Operators let a quarantined merchant go on.
     fn resume(&self, merchant: &MerchantId);
 }

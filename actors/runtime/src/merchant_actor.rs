@@ -29,6 +29,8 @@ pub enum Step {
     },
     Change(Arc<Merchant>),
     Halt,
+    /// Give this order back if it has not started.
+    Withdraw(Seq),
     /// Time passed.
     Poke,
     /// Capacity may have come free; for those who hold little, or much.
@@ -176,6 +178,7 @@ impl MerchantActor {
             }
             Step::Change(merchant) => self.machine.change(merchant, now),
             Step::Halt => self.machine.halt(),
+            Step::Withdraw(seq) => self.machine.withdraw(seq),
             Step::Poke => {}
             Step::Capacity { small } => self.waits[usize::from(small)] = false,
         }

@@ -89,6 +89,8 @@ pub(crate) enum Input {
     },
     Written(Written),
     Registry(MerchantId, Change),
+    /// Operators decided something.
+    Holds,
     Confirmed(MerchantId, Option<bool>),
     Query(Query),
     Stop(Stop, oneshot::Sender<Stopped>),
@@ -208,6 +210,7 @@ impl PartitionActor {
             Input::Registry(merchant, Change::Manifest) => {
                 machine.on_registry(&merchant, &**directory, now);
             }
+            Input::Holds => machine.on_holds(&**directory, now),
             Input::Registry(merchant, Change::Resume) => {
                 let _was_held = machine.resume(&merchant, &**directory, now);
             }
@@ -354,6 +357,7 @@ impl PartitionActor {
                 self.tell(&id, Step::Change(merchant), ctx);
             }
             Command::Halt(merchant) => self.tell(&merchant, Step::Halt, ctx),
+            Command::Withdraw { merchant, seq } => self.tell(&merchant, Step::Withdraw(seq), ctx),
             Command::Release(merchant) => {
                 if let Some((_, actor)) = self.actors.remove(&merchant) {
                     let _ended = actor.try_send(Release).is_err();

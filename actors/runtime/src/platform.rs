@@ -21,7 +21,7 @@ use crate::capacity::Capacity;
 use crate::clock::Clock;
 use crate::merchant_actor::StepHook;
 use crate::partition_actor::{Input, PartitionActor, PartitionGauges, Parts};
-use crate::registry::{Change, MerchantDirectory};
+use crate::registry::{MerchantDirectory, News};
 use crate::store_queue::{StoreQueue, StoreWatch};
 
 /// Orders that are published again at once after the broker lost them.
@@ -204,9 +204,9 @@ impl Platform {
             scanned: Mutex::default(),
         });
         let listener = Arc::downgrade(&inner);
-        directory.listen(Box::new(move |merchant, change| {
+        directory.listen(Box::new(move |news| {
             if let Some(inner) = listener.upgrade() {
-                inner.tell_all(merchant, change);
+                inner.tell_all(news);
             }
         }));
         Ok(Self(inner))
@@ -319,13 +319,16 @@ impl Inner {
             .map(|running| running.address.clone())
     }
 
-    fn tell_all(&self, merchant: &MerchantId, change: Change) {
+    fn tell_all(&self, news: News<'_>) {
         let partitions = self
             .partitions
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         for running in partitions.values() {
-            let input = Input::Registry(merchant.clone(), change);
+            let input = match news {
+                News::Merchant(merchant, change) => Input::Registry(merchant.clone(), change),
+                News::Holds => Input::Holds,
+            };
             let _ended = running.address.try_send(input).is_err();
         }
     }

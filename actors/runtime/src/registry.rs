@@ -1,13 +1,22 @@
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use expediter_core::partition::Directory;
-use expediter_ports::{Registered, RegistrySink};
-use expediter_types::{LimitScope, Merchant, MerchantId, Scope};
+use expediter_ports::{DecisionSubject, Registered, RegistrySink};
+use expediter_types::{Hold, LimitScope, Merchant, MerchantId, Scope};
 use tokio::sync::watch;
 
-type Listener = Box<dyn Fn(&MerchantId, Change) + Send + Sync>;
+type Listener = Box<dyn Fn(News<'_>) + Send + Sync>;
 type ScopeListener = Box<dyn Fn(LimitScope, &str, Option<Arc<Scope>>) + Send + Sync>;
+
+/// What the partitions have to hear.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum News<'a> {
+    Merchant(&'a MerchantId, Change),
+    /// Operators decided something about merchants or groups.
+    Holds,
+}
 
 /// What happened to a merchant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,11 +25,23 @@ pub(crate) enum Change {
     Resume,
 }
 
+#[derive(Debug, Default)]
+struct Holds {
+    merchants: HashMap<MerchantId, Hold>,
+    groups: HashMap<String, Hold>,
+}
+
 /// Every registered merchant, shared by all partitions of the process.
 pub struct MerchantDirectory {
     merchants: RwLock<HashMap<MerchantId, Registered>>,
     scopes: RwLock<HashMap<(LimitScope, String), Arc<Scope>>>,
     loaded: watch::Sender<bool>,
+    holds: RwLock<Holds>,
+    /// Whether there is any hold: spares a look for each order.
+    any_hold: AtomicBool,
+    /// Revision of the newest decision that is known here.
+    decided: AtomicU64,
+    decisions_loaded: watch::Sender<bool>,
     listener: Mutex<Option<Listener>>,
     scope_listeners: Mutex<Vec<ScopeListener>>,
 }
@@ -39,6 +60,10 @@ impl Default for MerchantDirectory {
             merchants: RwLock::default(),
             scopes: RwLock::default(),
             loaded: watch::Sender::new(false),
+            holds: RwLock::default(),
+            any_hold: AtomicBool::new(false),
+            decided: AtomicU64::new(0),
+            decisions_loaded: watch::Sender::new(false),
             listener: Mutex::new(None),
             scope_listeners: Mutex::default(),
         }
@@ -67,21 +92,24 @@ impl MerchantDirectory {
         self.len() == 0
     }
 
-    /// All that was registered at the start is here.
+    /// All that was registered and decided at the start is here.
     #[must_use]
     pub fn is_loaded(&self) -> bool {
-        *self.loaded.borrow()
+        *self.loaded.borrow() && *self.decisions_loaded.borrow()
+    }
+
+    /// Revision of the newest decision of an operator that is in force here; 0 before the first.
+    #[must_use]
+    pub fn decided(&self) -> u64 {
+        self.decided.load(Ordering::Acquire)
     }
 
     /// Waits until it is loaded.
     pub(crate) async fn wait_loaded(&self) {
-        // The sender lives as long as the directory.
-        let _ended = self
-            .loaded
-            .subscribe()
-            .wait_for(|loaded| *loaded)
-            .await
-            .is_ok();
+        for part in [&self.loaded, &self.decisions_loaded] {
+            // The sender lives as long as the directory.
+            let _ended = part.subscribe().wait_for(|loaded| *loaded).await.is_ok();
+        }
     }
 
     pub(crate) fn listen(&self, listener: Listener) {
@@ -121,10 +149,10 @@ impl MerchantDirectory {
         }
     }
 
-    fn tell(&self, merchant: &MerchantId, change: Change) {
+    fn tell(&self, news: News<'_>) {
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(listener) = listener.as_ref() {
-            listener(merchant, change);
+            listener(news);
         }
     }
 }
@@ -136,6 +164,15 @@ impl Directory for MerchantDirectory {
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         merchants.get(id).map(|entry| Arc::clone(&entry.merchant))
+    }
+
+    fn hold(&self, merchant: &Merchant) -> Option<Hold> {
+        if !self.any_hold.load(Ordering::Acquire) {
+            return None;
+        }
+        let holds = self.holds.read().unwrap_or_else(PoisonError::into_inner);
+        let of_group = || holds.groups.get(&merchant.group);
+        holds.merchants.get(&merchant.id).or_else(of_group).cloned()
     }
 }
 
@@ -155,7 +192,7 @@ impl RegistrySink for MerchantDirectory {
             }
             merchants.insert(id.clone(), entry);
         }
-        self.tell(&id, Change::Manifest);
+        self.tell(News::Merchant(&id, Change::Manifest));
     }
 
     fn remove(&self, merchant: &MerchantId) {
@@ -167,7 +204,7 @@ impl RegistrySink for MerchantDirectory {
             merchants.remove(merchant).is_some()
         };
         if gone {
-            self.tell(merchant, Change::Manifest);
+            self.tell(News::Merchant(merchant, Change::Manifest));
         }
     }
 
@@ -196,8 +233,35 @@ impl RegistrySink for MerchantDirectory {
         self.loaded.send_replace(true);
     }
 
+    fn decided(&self, subject: DecisionSubject, hold: Option<Hold>, revision: u64) {
+        {
+            let mut holds = self.holds.write().unwrap_or_else(PoisonError::into_inner);
+            match (subject, hold) {
+                (DecisionSubject::Merchant(id), Some(hold)) => {
+                    holds.merchants.insert(id, hold);
+                }
+                (DecisionSubject::Merchant(id), None) => drop(holds.merchants.remove(&id)),
+                (DecisionSubject::Group(group), Some(hold)) => {
+                    holds.groups.insert(group, hold);
+                }
+                (DecisionSubject::Group(group), None) => drop(holds.groups.remove(&group)),
+            }
+            let any = !holds.merchants.is_empty() || !holds.groups.is_empty();
+            self.any_hold.store(any, Ordering::Release);
+        }
+        self.decided.fetch_max(revision, Ordering::AcqRel);
+        if *self.decisions_loaded.borrow() {
+            self.tell(News::Holds);
+        }
+    }
+
+    fn decisions_loaded(&self) {
+        self.decisions_loaded.send_replace(true);
+        self.tell(News::Holds);
+    }
+
     fn resume(&self, merchant: &MerchantId) {
-        self.tell(merchant, Change::Resume);
+        self.tell(News::Merchant(merchant, Change::Resume));
     }
 }
 

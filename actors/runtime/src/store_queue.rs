@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 use expediter_core::partition::{Load, Loaded};
-use expediter_core::store::StoreBatch;
+use expediter_core::store::{Gate, Ready, StoreBatch};
 use expediter_ports::{MerchantStore, StoreError};
 use expediter_types::Partition;
 
@@ -157,10 +157,21 @@ fn read(store: &dyn MerchantStore, p: Partition, load: &Load) -> Result<Loaded, 
             up_to,
             limit,
             gate,
-        } => Loaded::Ready(store.ready(p, merchant, *from, *up_to, *limit, *gate)?),
+            also,
+        } => {
+            let mut besides = Vec::with_capacity(also.len());
+            for seq in also {
+                besides.extend(store.get(p, merchant, *seq)?);
+            }
+            let ready = match limit {
+                0 => Ready::default(),
+                _ => store.ready(p, merchant, *from, *up_to, *limit, *gate)?,
+            };
+            Loaded::Ready(ready, besides)
+        }
         Load::Condemned { merchant, from } => {
-            let gate = expediter_core::store::Gate::Fifo;
-            Loaded::Ready(store.ready(p, merchant, *from, u64::MAX, load.limit(), gate)?)
+            let ready = store.ready(p, merchant, *from, u64::MAX, load.limit(), Gate::Fifo)?;
+            Loaded::Ready(ready, Vec::new())
         }
         Load::Due {
             merchant,
@@ -170,6 +181,7 @@ fn read(store: &dyn MerchantStore, p: Partition, load: &Load) -> Result<Loaded, 
         } => Loaded::Due(store.due(p, merchant, *until, *limit, *gate)?),
         Load::KeyHead { merchant, key } => Loaded::KeyHead(store.key_head(p, merchant, *key)?),
         Load::Expired { until } => Loaded::Expired(store.expired(p, *until, load.limit())?),
+        Load::One { merchant, seq } => Loaded::One(store.get(p, merchant, *seq)?),
         Load::First { merchant } => Loaded::First(store.first(p, merchant)?),
     })
 }

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use expediter_ports::{Registered, RegistrySink};
-use expediter_types::{LimitScope, Merchant, MerchantId, NodeName, Scope};
-use expediter_wire::control::{Decision, decode_decision, parse_decision_key};
+use expediter_ports::{DecisionSubject, Registered, RegistrySink};
+use expediter_types::{Hold, HoldState, LimitScope, Merchant, MerchantId, NodeName, Scope};
+use expediter_wire::control::{
+    Decision, MerchantDecision, decode_decision, parse_decision_key, parse_group_decision_key,
+};
 use expediter_wire::registry::{
     Registration, ScopeRegistration, decode_registration, decode_scope, encode_registration,
     encode_scope, parse_scope_key, scope_key,
@@ -53,7 +55,7 @@ pub(crate) async fn follow_merchants(
 pub(crate) async fn follow_decisions(broker: Broker, sink: Arc<dyn RegistrySink>) {
     let what = Follow {
         bucket: subjects::CONTROL,
-        keys: "merchant.*",
+        keys: ">",
         always_whole: false,
     };
     follow(
@@ -215,6 +217,24 @@ async fn restore(broker: &Broker, key: &str, value: Bytes) {
     }
 }
 
+fn hold(decision: MerchantDecision, subject: &DecisionSubject) -> Option<Hold> {
+    let state = match decision.state {
+        Decision::Paused => HoldState::Paused,
+        Decision::Draining => HoldState::Draining,
+        Decision::Quarantined | Decision::Resumed => return None,
+    };
+    Some(Hold {
+        state,
+        scope: match subject {
+            DecisionSubject::Merchant(_) => LimitScope::Merchant,
+            DecisionSubject::Group(_) => LimitScope::Group,
+        },
+        reason: decision.reason.into(),
+        actor: decision.actor.into(),
+        at: decision.at.0,
+    })
+}
+
 struct Decisions {
     sink: Arc<dyn RegistrySink>,
     /// Decisions from before this node's start concern nothing that runs here.
@@ -223,22 +243,36 @@ struct Decisions {
 
 impl Sink for Decisions {
     fn change(&mut self, change: Change) {
-        let Op::Put(value) = &change.op else { return };
-        let Some(merchant) = parse_decision_key(&change.key) else {
-            return;
+        let merchant = parse_decision_key(&change.key);
+        let subject = match &merchant {
+            Some(merchant) => DecisionSubject::Merchant(merchant.clone()),
+            None => match parse_group_decision_key(&change.key) {
+                Some(group) => DecisionSubject::Group(group.to_owned()),
+                None => return,
+            },
+        };
+        let Op::Put(value) = &change.op else {
+            return self.sink.decided(subject, None, change.revision);
         };
         match decode_decision(value) {
-            Ok(decision) if decision.state == Decision::Resumed && self.synced => {
-                self.sink.resume(&merchant);
+            Ok(decision) => {
+                let resumed = decision.state == Decision::Resumed;
+                let hold = hold(decision, &subject);
+                self.sink.decided(subject, hold, change.revision);
+                if let Some(merchant) = merchant.filter(|_| resumed && self.synced) {
+                    self.sink.resume(&merchant);
+                }
             }
-            Ok(_) => {}
+            // What was decided before still holds.
             Err(error) => {
-                tracing::error!(%merchant, error = chain(&error), "a decision is not readable");
+                let key = change.key;
+                tracing::error!(key, error = chain(&error), "a decision is not readable");
             }
         }
     }
 
     fn synced(&mut self) {
         self.synced = true;
+        self.sink.decisions_loaded();
     }
 }

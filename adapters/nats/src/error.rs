@@ -52,6 +52,9 @@ pub enum Error {
         at: UnixMillis,
         revision: u64,
     },
+    /// Somebody decided something else since the newest decision was read.
+    #[error("{subject} was decided about by {actor} meanwhile")]
+    Decided { subject: String, actor: String },
     /// What stands in the broker cannot be read.
     #[error("{what} cannot be read")]
     Format {

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use expediter_ports::DecisionSubject;
 use expediter_types::{LimitScope, Merchant, MerchantId, UnixMillis};
-use expediter_wire::control::{self, Decision, MerchantDecision};
+use expediter_wire::control::{self, MerchantDecision};
 use expediter_wire::registry::{
     Registration, ScopeRegistration, decode_registration, decode_scope, encode_registration,
     encode_scope, parse_scope_key, scope_key,
@@ -190,28 +191,73 @@ impl Registry {
         values.iter().map(|value| value.change(id)).collect()
     }
 
-    /// Lets a quarantined merchant go on, on whichever node it is.
+    /// The newest decision about a merchant or a group, and its revision (0 for none).
     ///
     /// # Errors
-    /// The broker did not take it.
-    pub async fn resume(&self, id: &MerchantId, actor: &str, reason: &str) -> Result<(), Error> {
-        let decision = MerchantDecision {
-            state: Decision::Resumed,
-            reason: reason.to_owned(),
-            actor: actor.to_owned(),
-            at: Rfc3339(wall()),
+    /// The broker does not answer, or only a newer version can read it.
+    pub async fn decision(
+        &self,
+        subject: &DecisionSubject,
+    ) -> Result<(Option<MerchantDecision>, u64), Error> {
+        let stream = bucket_stream(subjects::CONTROL);
+        let key = decision_subject(subject);
+        let Some(message) = self.broker.last(&stream, &key).await? else {
+            return Ok((None, 0));
         };
-        let subject = format!("$KV.{}.{}", subjects::CONTROL, control::decision_key(id));
-        let value = control::encode_decision(&decision);
-        let taken = self
-            .broker
-            .publish(subject.clone(), HeaderMap::new(), value)
-            .await;
-        let failed = |error: NoAck| Error::Publish {
-            subject,
-            reason: error.to_string(),
-        };
-        taken.map(drop).map_err(failed)
+        let revision = message.sequence;
+        if message.headers.get("KV-Operation").is_some() {
+            return Ok((None, revision));
+        }
+        let decision = control::decode_decision(&message.payload);
+        let decision = decision.map_err(Error::format(format!("the decision {key}")))?;
+        Ok((Some(decision), revision))
+    }
+
+    /// Decides about a merchant or a group, on whichever nodes it is; `replaces`: the revision of
+    /// the decision that was read. Gives the new revision; nodes follow within a second.
+    ///
+    /// # Errors
+    /// [`Error::Decided`] when somebody was faster; the broker did not take it.
+    pub async fn decide(
+        &self,
+        subject: &DecisionSubject,
+        decision: &MerchantDecision,
+        replaces: u64,
+    ) -> Result<u64, Error> {
+        let key = decision_subject(subject);
+        let value = control::encode_decision(decision);
+        let mut last = String::new();
+        for _ in 0..3 {
+            let mut headers = HeaderMap::new();
+            let number = replaces.to_string();
+            headers.insert("Nats-Expected-Last-Subject-Sequence", number.as_str());
+            match self
+                .broker
+                .publish(key.clone(), headers, value.clone())
+                .await
+            {
+                Ok(ack) => return Ok(ack.seq),
+                Err(error) => last = error.to_string(),
+            }
+            let (newest, revision) = self.decision(subject).await?;
+            match newest {
+                // The answer to this very decision was lost.
+                Some(newest) if newest == *decision => return Ok(revision),
+                Some(newest) if revision != replaces => {
+                    let subject = match subject {
+                        DecisionSubject::Merchant(id) => format!("merchant {id}"),
+                        DecisionSubject::Group(group) => format!("group {group}"),
+                    };
+                    let actor = newest.actor;
+                    return Err(Error::Decided { subject, actor });
+                }
+                _ => {}
+            }
+        }
+        Err(Error::Publish {
+            subject: key,
+            reason: last,
+        })
     }
 
     async fn write(
@@ -310,6 +356,14 @@ impl Registry {
         reader.close().await;
         Ok(messages)
     }
+}
+
+fn decision_subject(subject: &DecisionSubject) -> String {
+    let key = match subject {
+        DecisionSubject::Merchant(id) => control::decision_key(id),
+        DecisionSubject::Group(group) => control::group_decision_key(group),
+    };
+    format!("$KV.{}.{key}", subjects::CONTROL)
 }
 
 /// The subject of a key of MERCHANTS.

@@ -96,6 +96,7 @@ impl Check<'_> {
             merchants.push(StoredMerchant {
                 merchant,
                 orders,
+                lanes: Default::default(),
                 next_due: None,
             });
         }
@@ -103,10 +104,16 @@ impl Check<'_> {
         let info = codec::order_info(key, &head)?;
         self.expected.add_parts(key, &head);
         if let Some(StoredMerchant {
-            merchant, orders, ..
+            merchant,
+            orders,
+            lanes,
+            ..
         }) = merchants.last_mut()
         {
             orders.insert(seq);
+            if let Some(lane) = StoredMerchant::lane(info.priority) {
+                lanes[lane].insert(seq);
+            }
             self.expected.add(&keys::deadline(
                 self.partition,
                 info.deadline,
@@ -130,6 +137,9 @@ impl Check<'_> {
         let (_, seq) = keys::split_order(key)?;
         if let (Some(due), Some(last)) = (due, self.out.found.merchants.last_mut()) {
             last.next_due = Some(last.next_due.map_or(due, |next| next.min(due)));
+            for lane in &mut last.lanes {
+                lane.remove(seq);
+            }
             self.expected
                 .add(&keys::due(self.partition, &last.merchant, due, seq));
         }

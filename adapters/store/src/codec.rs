@@ -43,6 +43,7 @@ mod has {
 pub(crate) struct OrderInfo {
     pub(crate) deadline: UnixMillis,
     pub(crate) key: Option<u64>,
+    pub(crate) priority: Priority,
 }
 
 /// Appends an order: flags, deadline, payload hash, key hash, length of the envelope, envelope,
@@ -107,6 +108,16 @@ pub(crate) fn put_order(out: &mut Vec<u8>, stored: &Stored) -> OrderInfo {
     OrderInfo {
         deadline: stored.deadline,
         key,
+        priority: envelope.priority,
+    }
+}
+
+fn priority(flags: u16) -> Option<Priority> {
+    match (flags & has::HIGH != 0, flags & has::LOW != 0) {
+        (false, false) => Some(Priority::Normal),
+        (true, false) => Some(Priority::High),
+        (false, true) => Some(Priority::Low),
+        (true, true) => None,
     }
 }
 
@@ -128,6 +139,7 @@ pub(crate) fn order_info(key: &[u8], head: &Head<'_>) -> Result<OrderInfo, Fault
     Ok(OrderInfo {
         deadline: fixed.deadline,
         key: fixed.key,
+        priority: priority(fixed.flags).ok_or_else(|| unreadable(key))?,
     })
 }
 
@@ -362,12 +374,7 @@ impl<'a> Reader<'a> {
             deadline: self.given(is(has::DEADLINE), Self::u64)?,
             not_before: self.given(is(has::NOT_BEFORE), Self::u64)?,
             key: self.given(is(has::KEY), text)?,
-            priority: match (is(has::HIGH), is(has::LOW)) {
-                (false, false) => Priority::Normal,
-                (true, false) => Priority::High,
-                (false, true) => Priority::Low,
-                (true, true) => return None,
-            },
+            priority: priority(flags)?,
             event_type: self.given(is(has::EVENT_TYPE), text)?,
             source: self.given(is(has::SOURCE), text)?,
             time: self.given(is(has::TIME), text)?,

@@ -172,6 +172,7 @@ impl Model {
                 found.merchants.push(StoredMerchant {
                     merchant: merchant(id),
                     orders: of.iter().map(|o| o.order.seq).collect(),
+                    lanes: StoredMerchant::lanes_of(of.iter().copied()),
                     next_due: of.iter().filter_map(|o| o.state.due).min(),
                 });
             }

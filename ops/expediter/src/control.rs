@@ -1,20 +1,28 @@
 //! Answers what operators ask about the partitions of this node.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use expediter_core::Stored;
-use expediter_core::partition::{Located, MerchantRow, MerchantState as Row};
+use expediter_core::partition::{
+    Cancel, Cancelling, HeldBy, Located, MerchantRow, MerchantState as Row,
+};
 use expediter_nats::ControlHandler;
 use expediter_ports::BoxFuture;
 use expediter_runtime::{Clock, Platform};
-use expediter_types::{DeadReason, MerchantId, NodeName, OrderId, Partition, Seq};
+use expediter_types::{DeadReason, HoldState, MerchantId, NodeName, OrderId, Partition, Seq};
 use expediter_wire::Rfc3339;
 use expediter_wire::control::{
-    ControlReply, ControlRequest, MAX_MERCHANTS, MerchantState, MerchantStatus, OrderStatus,
-    PartitionState, PartitionStatus, Place, decode_request, encode_reply,
+    CancelResult, ControlReply, ControlRequest, HoldStatus, MAX_MERCHANTS, MerchantState,
+    MerchantStatus, OrderStatus, PartitionState, PartitionStatus, Place, decode_request,
+    encode_reply,
 };
 
 /// Characters of a person's reason that stand in each dead letter.
 const MAX_REASON: usize = 200;
+
+/// How long a request to cancel waits for the order's outcome.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The node's answers to control requests.
 #[derive(Debug, Clone)]
@@ -61,6 +69,12 @@ impl Control {
                 reason,
                 actor,
             } => self.dead_letter(partition, merchant, &reason, &actor).await,
+            ControlRequest::OrderCancel {
+                merchant,
+                id,
+                reason,
+                actor,
+            } => self.cancel(partition, merchant, id, &reason, &actor).await,
             ControlRequest::PartitionStatus => self.partition(partition).await,
             ControlRequest::NodeStatus => Some(error_reply("a node answers that, not a partition")),
         };
@@ -89,9 +103,7 @@ impl Control {
         reason: &str,
         actor: &str,
     ) -> Option<ControlReply> {
-        let line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let detail = format!("{} ({})", line(reason), line(actor));
-        let detail: String = detail.chars().take(MAX_REASON).collect();
+        let detail = said_by(reason, actor);
         tracing::warn!(%merchant, reason = detail, "an operator ends all waiting orders");
         let counted = self.platform.ask(partition, move |machine, directory| {
             let now = Clock::now();
@@ -114,9 +126,53 @@ impl Control {
         })
     }
 
+    /// Waits a little for the outcome: who asked wants to know that it stands.
+    async fn cancel(
+        &self,
+        partition: Partition,
+        merchant: MerchantId,
+        id: OrderId,
+        reason: &str,
+        actor: &str,
+    ) -> Option<ControlReply> {
+        let why = said_by(reason, actor);
+        tracing::info!(%merchant, order = %id, reason = why, "an order is to be cancelled");
+        let asked = self.platform.ask(partition, move |machine, _| {
+            (machine.cancel(&merchant, &id, &why), machine.seen())
+        });
+        let (begun, seen) = asked.await?;
+        let reply = |result, seq| Some(ControlReply::Cancel { result, seq, seen });
+        let seq = match begun {
+            Cancel::Begun { seq } => seq,
+            Cancel::TooLate { seq } => return reply(CancelResult::TooLate, Some(seq)),
+            Cancel::Ended { seq } => return reply(CancelResult::Ended, Some(seq)),
+            Cancel::Unknown => return reply(CancelResult::Unknown, None),
+        };
+        let until = tokio::time::Instant::now() + CANCEL_PATIENCE;
+        loop {
+            let how = self
+                .platform
+                .ask(partition, move |machine, _| machine.cancelling(seq));
+            let result = match how.await? {
+                Cancelling::Cancelled => CancelResult::Cancelled,
+                Cancelling::TooLate => CancelResult::TooLate,
+                Cancelling::Ended => CancelResult::Ended,
+                Cancelling::Waiting | Cancelling::Ending => {
+                    if tokio::time::Instant::now() < until {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                        continue;
+                    }
+                    CancelResult::Pending
+                }
+            };
+            return reply(result, Some(seq));
+        }
+    }
+
     async fn partition(&self, partition: Partition) -> Option<ControlReply> {
         let node = self.node.clone();
         let status = self.platform.ask(partition, move |machine, directory| {
+            let decided = directory.decided();
             let rows = machine.rows(None, directory, Clock::now());
             PartitionStatus {
                 partition: partition.0,
@@ -128,6 +184,7 @@ impl Control {
                 unfinished: machine.unfinished(),
                 in_flight: u64::from(machine.running()),
                 merchants: rows.iter().filter(|row| row.backlog > 0).count() as u64,
+                decided,
             }
         });
         status.await.map(ControlReply::Partition)
@@ -168,6 +225,13 @@ impl Control {
     }
 }
 
+/// A reason and who gave it, in one line.
+fn said_by(reason: &str, actor: &str) -> String {
+    let line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let detail = format!("{} ({})", line(reason), line(actor));
+    detail.chars().take(MAX_REASON).collect()
+}
+
 fn error_reply(message: impl ToString) -> ControlReply {
     ControlReply::Error {
         message: message.to_string(),
@@ -199,6 +263,8 @@ fn nothing(merchant: MerchantId) -> MerchantStatus {
         in_flight: 0,
         closed_because: None,
         closed_until: None,
+        hold: None,
+        opens: None,
         oldest: None,
         restarts: 0,
         last_error: None,
@@ -206,15 +272,38 @@ fn nothing(merchant: MerchantId) -> MerchantStatus {
 }
 
 fn status(row: MerchantRow) -> MerchantStatus {
-    let (state, closure) = match row.state {
-        Row::Open if row.backlog == 0 => (MerchantState::Idle, None),
-        Row::Open => (MerchantState::Active, None),
-        Row::Closed { because, until } => (MerchantState::Closed, Some((because, until))),
-        Row::Quarantined => (MerchantState::Quarantined, None),
-        Row::Unknown => (MerchantState::Unknown, None),
+    let (mut closure, mut hold, mut opens) = (None, None, None);
+    let state = match row.state {
+        Row::Open if row.backlog == 0 => MerchantState::Idle,
+        Row::Open => MerchantState::Active,
+        Row::Closed { because, until } => {
+            closure = Some((because, until));
+            MerchantState::Closed
+        }
+        Row::Quarantined => MerchantState::Quarantined,
+        Row::Unknown => MerchantState::Unknown,
+        Row::Held(HeldBy::OutsideHours { until }) => {
+            opens = until.map(Rfc3339);
+            MerchantState::OutsideHours
+        }
+        Row::Held(HeldBy::ByOperator(by)) => {
+            let state = match by.state {
+                HoldState::Paused => MerchantState::Paused,
+                HoldState::Draining => MerchantState::Draining,
+            };
+            hold = Some(HoldStatus {
+                scope: by.scope.as_str().to_owned(),
+                reason: by.reason.to_string(),
+                actor: by.actor.to_string(),
+                at: Rfc3339(by.at),
+            });
+            state
+        }
     };
     MerchantStatus {
         state,
+        hold,
+        opens,
         backlog: row.backlog,
         mailbox: u64::from(row.mailbox),
         in_flight: u64::from(row.in_flight),

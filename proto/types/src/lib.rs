@@ -6,6 +6,7 @@
 mod attempt;
 mod duration;
 mod envelope;
+mod hold;
 mod hours;
 mod ids;
 mod job;
@@ -18,6 +19,7 @@ mod time;
 pub use attempt::{Answer, AttemptClass, AttemptRecord, MAX_EXCERPT};
 pub use duration::{InvalidDuration, format_duration, parse_duration};
 pub use envelope::{Envelope, OrderKey, Origin, Priority};
+pub use hold::{Hold, HoldState};
 pub use hours::{Hours, OpenRange, OpenState};
 pub use ids::{InvalidId, MerchantId, NodeName, OrderId, Partition, Seq};
 pub use job::{Job, Missed};

@@ -56,6 +56,16 @@ pub enum ControlRequest {
         reason: String,
         actor: String,
     },
+    /// Takes an order back that was not sent; answered by [`ControlReply::Cancel`].
+    #[serde(rename = "order.cancel")]
+    OrderCancel {
+        #[serde(with = "as_text")]
+        merchant: MerchantId,
+        #[serde(with = "as_text")]
+        id: OrderId,
+        reason: String,
+        actor: String,
+    },
     /// Answered by [`ControlReply::Partition`].
     #[serde(rename = "partition.status")]
     PartitionStatus,
@@ -91,6 +101,14 @@ pub enum ControlReply {
         /// Unfinished orders that are left, such as those in flight; ask again.
         remaining: u64,
     },
+    #[serde(rename = "order.cancel")]
+    Cancel {
+        result: CancelResult,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seq: Option<Seq>,
+        /// The partition was read up to this sequence.
+        seen: Seq,
+    },
     #[serde(rename = "partition.status")]
     Partition(PartitionStatus),
     #[serde(rename = "node.status")]
@@ -98,6 +116,22 @@ pub enum ControlReply {
     /// The request could not be answered; for people.
     #[serde(rename = "error")]
     Error { message: String },
+}
+
+/// What came of a request to cancel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CancelResult {
+    /// Its outcome is written.
+    Cancelled,
+    /// An attempt runs, or an earlier one may have been received.
+    TooLate,
+    /// It had ended before.
+    Ended,
+    /// Its id was not seen up to `seen`.
+    Unknown,
+    /// It is being cancelled; its outcome is not acknowledged yet.
+    Pending,
 }
 
 /// Where an order is.
@@ -156,6 +190,22 @@ pub enum MerchantState {
     Quarantined,
     /// Has orders, but nobody registered it.
     Unknown,
+    /// An operator paused it, or its group.
+    Paused,
+    /// An operator drains it, or its group.
+    Draining,
+    /// Outside its opening hours.
+    OutsideHours,
+}
+
+/// An operator's decision that is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldStatus {
+    /// `merchant` or `group`.
+    pub scope: String,
+    pub reason: String,
+    pub actor: String,
+    pub at: Rfc3339,
 }
 
 /// A merchant as the owner of its partition sees it.
@@ -174,6 +224,12 @@ pub struct MerchantStatus {
     pub closed_because: Option<ClosedBecause>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_until: Option<Rfc3339>,
+    /// Who paused or drains it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<HoldStatus>,
+    /// Outside its hours: when it opens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opens: Option<Rfc3339>,
     /// When its oldest unfinished order was taken in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest: Option<Rfc3339>,
@@ -211,6 +267,9 @@ pub struct PartitionStatus {
     pub in_flight: u64,
     /// Merchants with unfinished orders.
     pub merchants: u64,
+    /// Revision of the newest decision in CONTROL that the owner follows.
+    #[serde(default)]
+    pub decided: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -245,15 +304,20 @@ pub fn decode_reply(bytes: &[u8]) -> Result<ControlReply, WireError> {
     json::decode::<Versioned<ControlReply>>("control reply", bytes).map(|value| value.body)
 }
 
-/// Whether a merchant's actor may run.
+/// What was decided about a merchant or a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decision {
     Quarantined,
+    /// Nothing holds it any more.
     Resumed,
+    /// Takes orders into its backlog, starts none.
+    Paused,
+    /// As paused; an operator waits for the attempts in flight.
+    Draining,
 }
 
-/// The newest decision about a merchant, as CONTROL keeps it.
+/// The newest decision about a merchant or a group, as CONTROL keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MerchantDecision {
     pub state: Decision,
@@ -267,6 +331,18 @@ pub struct MerchantDecision {
 #[must_use]
 pub fn decision_key(merchant: &MerchantId) -> String {
     format!("merchant.{merchant}")
+}
+
+/// The key of a group's decision in CONTROL: `group.<name>`.
+#[must_use]
+pub fn group_decision_key(group: &str) -> String {
+    format!("group.{group}")
+}
+
+/// The group of a key of CONTROL; `None` for keys of another kind.
+#[must_use]
+pub fn parse_group_decision_key(key: &str) -> Option<&str> {
+    key.strip_prefix("group.")
 }
 
 /// The merchant of a key of CONTROL; `None` for keys of another kind.

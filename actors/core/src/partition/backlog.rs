@@ -4,10 +4,11 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use expediter_types::{
-    AttemptClass, DeadReason, Idempotency, Merchant, MerchantId, Now, Ordering, OutcomeKind, Seq,
-    UnixMillis,
+    AttemptClass, DeadReason, Idempotency, Merchant, MerchantId, Now, Ordering, OutcomeKind,
+    Priority, Seq, UnixMillis,
 };
 
+use super::lanes::Lanes;
 use super::merchants::{Held, Stage};
 use super::writer::Why;
 use super::{Command, Directory, Doubt, PartitionMachine};
@@ -29,6 +30,8 @@ pub enum Load {
         up_to: Seq,
         limit: usize,
         gate: Gate,
+        /// These too, besides.
+        also: Vec<Seq>,
     },
     Due {
         merchant: MerchantId,
@@ -52,6 +55,11 @@ pub enum Load {
     First {
         merchant: MerchantId,
     },
+    /// One order.
+    One {
+        merchant: MerchantId,
+        seq: Seq,
+    },
 }
 
 impl Load {
@@ -60,7 +68,7 @@ impl Load {
     pub fn limit(&self) -> usize {
         match self {
             Self::Ready { limit, .. } | Self::Due { limit, .. } => *limit,
-            Self::KeyHead { .. } | Self::First { .. } => 1,
+            Self::KeyHead { .. } | Self::First { .. } | Self::One { .. } => 1,
             Self::Expired { .. } => EXPIRE_AT_ONCE,
             Self::Condemned { .. } => CONDEMN_AT_ONCE,
         }
@@ -70,11 +78,13 @@ impl Load {
 /// What a [`Load`] brought.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Loaded {
-    Ready(Ready),
+    /// In sequence; and those that were asked for besides, as far as they are there.
+    Ready(Ready, Vec<Stored>),
     Due(Due),
     KeyHead(Option<Stored>),
     Expired(Vec<Stored>),
     First(Option<Seq>),
+    One(Option<Stored>),
 }
 
 /// Why a merchant's waiting orders end as dead letters.
@@ -107,6 +117,8 @@ pub(super) struct Backlog {
     /// Went to the store while a load was under way: what that load says of them is out of date.
     stale: HashSet<Seq>,
     loading: bool,
+    /// What could go and is not of normal priority; not in `cursor..=tail`.
+    pub(super) lanes: Lanes,
     /// Keys whose oldest stored order may go now.
     pub(super) key_heads: VecDeque<u64>,
     /// Decided orders that the store still has.
@@ -126,6 +138,8 @@ pub(super) struct Backlog {
     /// All its orders end as dead letters.
     pub(super) condemned: Option<Condemned>,
     pub(super) quarantined: bool,
+    /// An operator or its opening hours keep its orders waiting.
+    pub(super) held: bool,
     pub(super) panics: VecDeque<u64>,
     pub(super) last_used: u64,
     /// Nothing of the rate was available then, by the monotonic clock.
@@ -148,6 +162,7 @@ impl Backlog {
             lowered: None,
             stale: HashSet::new(),
             loading: false,
+            lanes: Lanes::default(),
             key_heads: VecDeque::new(),
             finishing: 0,
             incarnation: 0,
@@ -158,6 +173,7 @@ impl Backlog {
             timed: None,
             condemned: None,
             quarantined: false,
+            held: false,
             panics: VecDeque::new(),
             last_used: 0,
             limits_since: 0,
@@ -171,13 +187,17 @@ impl Backlog {
             unloaded: stored.orders.len(),
             cursor: stored.orders.min().unwrap_or(Seq::MAX),
             tail: stored.orders.max().unwrap_or(0),
+            lanes: Lanes::of_stored(&stored.lanes),
             next_due: stored.next_due,
             ..Self::new()
         }
     }
 
     /// An order of the store can be loaded.
-    fn add_ready(&mut self, seq: Seq) {
+    fn add_ready(&mut self, seq: Seq, priority: Priority) {
+        if self.lanes.insert(priority, seq) {
+            return;
+        }
         self.cursor = self.cursor.min(seq);
         self.tail = self.tail.max(seq);
     }
@@ -209,6 +229,7 @@ impl Backlog {
         self.head_due = None;
         if self.unloaded > 0 {
             self.cursor = 0;
+            self.lanes = Lanes::default();
             self.add_due(now.wall);
             self.note_lowered(0);
         }
@@ -219,6 +240,11 @@ impl Backlog {
             self.stale.insert(seq);
             self.lowered = Some(self.lowered.map_or(seq, |low| low.min(seq)));
         }
+    }
+
+    /// Unfinished orders whose end is not decided.
+    pub(super) fn waiting(&self) -> u64 {
+        self.unloaded + u64::from(self.offered)
     }
 
     /// Nothing is known of it that would be missed.
@@ -232,6 +258,7 @@ impl Backlog {
         let full = limits.mailbox.max(limits.concurrency);
         let spare = full.saturating_sub(limits.concurrency);
         match self.accepting {
+            Accepting::Open if self.lanes.urgent() => self.room(merchant) > 0,
             Accepting::Open => self.room(merchant) >= (full / 2).min(spare).max(1),
             Accepting::ClosedUntil(_) | Accepting::Probe => self.room(merchant) > 0,
         }
@@ -258,8 +285,13 @@ impl PartitionMachine {
         backlog: &Backlog,
         now: Now,
     ) -> bool {
+        let priority = stored.order.envelope.priority;
         let nothing_before = match merchant.limits.ordering {
-            Ordering::None => backlog.cursor > backlog.tail,
+            Ordering::None => {
+                let normal_waits = backlog.cursor <= backlog.tail;
+                !backlog.lanes.waits_before(priority)
+                    && (!normal_waits || priority == Priority::High)
+            }
             Ordering::Order | Ordering::Merchant => backlog.unloaded == 0,
         };
         let closed =
@@ -268,6 +300,7 @@ impl PartitionMachine {
             && !closed
             && !backlog.loading
             && !backlog.quarantined
+            && !backlog.held
             && !self.draining
             && backlog.condemned.is_none()
             && stored.state.due.is_none_or(|due| due <= now.wall)
@@ -317,14 +350,20 @@ impl PartitionMachine {
     pub(super) fn park(&mut self, stored: Stored) {
         let merchant = stored.order.envelope.merchant.clone();
         let seq = stored.order.seq;
-        let due = stored.state.due;
+        let (due, priority) = (stored.state.due, stored.order.envelope.priority);
         self.ledger.store(seq);
         self.ops.push(StoreOp::Put(stored));
-        self.note_parked(&merchant, seq, due);
+        self.note_parked(&merchant, seq, due, priority);
     }
 
     /// The store has an order that is not in a mailbox any more.
-    pub(super) fn note_parked(&mut self, merchant: &MerchantId, seq: Seq, due: Option<UnixMillis>) {
+    pub(super) fn note_parked(
+        &mut self,
+        merchant: &MerchantId,
+        seq: Seq,
+        due: Option<UnixMillis>,
+        priority: Priority,
+    ) {
         let backlog = self
             .backlogs
             .entry(merchant.clone())
@@ -354,13 +393,15 @@ impl PartitionMachine {
                 if seq < backlog.cursor {
                     backlog.head_due = None;
                 }
-                backlog.add_ready(seq);
+                backlog.add_ready(seq, priority);
             }
         }
+        self.cancel_parked(merchant, seq);
     }
 
     /// Loads more of a merchant's stored orders if it wants more.
     pub(super) fn refill(&mut self, id: &MerchantId, directory: &dyn Directory, now: Now) {
+        let held = self.keep_hold(id, directory, now);
         let ledger_seen = self.ledger.seen();
         let unconfirmed = self.writer.unconfirmed() >= self.config.unconfirmed;
         let Some(backlog) = self.backlogs.get_mut(id) else {
@@ -378,7 +419,7 @@ impl PartitionMachine {
             self.commands.push_back(Command::Load(load));
             return;
         }
-        if backlog.quarantined || self.draining || unconfirmed {
+        if backlog.quarantined || held || self.draining || unconfirmed {
             return;
         }
         let Some(merchant) = directory.merchant(id) else {
@@ -413,6 +454,12 @@ impl PartitionMachine {
         }
         let room = backlog.room(&merchant) as usize;
         let gate = Self::gate(&merchant);
+        if gate != Gate::Ready
+            && let Some((low, high)) = backlog.lanes.dissolve()
+        {
+            backlog.cursor = backlog.cursor.min(low);
+            backlog.tail = backlog.tail.max(high);
+        }
         let ordered = merchant.limits.ordering != Ordering::None;
         let up_to = if ordered { ledger_seen } else { Seq::MAX };
         if let Some(key) = backlog.key_heads.pop_front() {
@@ -451,7 +498,21 @@ impl PartitionMachine {
                 self.timers.insert((due, id.clone()));
             }
         }
-        if backlog.cursor <= backlog.tail {
+        if !backlog.lanes.is_empty() {
+            let normal_waits = backlog.cursor <= backlog.tail;
+            let (also, limit) = backlog.lanes.take(room, normal_waits);
+            backlog.loading = true;
+            let load = Load::Ready {
+                merchant: id.clone(),
+                from: backlog.cursor,
+                // Without a place for them nothing of normal priority is read.
+                up_to: if limit > 0 { up_to } else { 0 },
+                limit,
+                gate,
+                also,
+            };
+            self.commands.push_back(Command::Load(load));
+        } else if backlog.cursor <= backlog.tail {
             if backlog.cursor > up_to {
                 self.gated.insert(id.clone());
                 return;
@@ -464,6 +525,7 @@ impl PartitionMachine {
                 up_to,
                 limit: room,
                 gate,
+                also: Vec::new(),
             };
             self.commands.push_back(Command::Load(load));
         }
@@ -477,12 +539,18 @@ impl PartitionMachine {
                     merchant,
                     from,
                     up_to,
+                    limit,
                     gate,
                     ..
                 },
-                Loaded::Ready(ready),
+                Loaded::Ready(ready, also),
             ) => {
-                self.on_ready(&merchant, from, up_to, gate, ready, directory, now);
+                if limit > 0 {
+                    self.on_ready(&merchant, from, up_to, gate, ready, directory, now);
+                } else {
+                    self.end_load(&merchant);
+                }
+                self.on_lanes(&merchant, gate, also, directory, now);
             }
             (Load::Due { merchant, gate, .. }, Loaded::Due(due)) => {
                 let Some((lowered, stale)) = self.end_load(&merchant) else {
@@ -536,10 +604,13 @@ impl PartitionMachine {
             (Load::Expired { .. }, Loaded::Expired(orders)) => {
                 self.on_expired(orders, directory, now);
             }
-            (Load::Condemned { merchant, .. }, Loaded::Ready(ready)) => {
+            (Load::Condemned { merchant, .. }, Loaded::Ready(ready, _)) => {
                 self.on_condemned(&merchant, ready, directory, now);
             }
             (Load::First { merchant }, Loaded::First(first)) => self.on_first(merchant, first),
+            (Load::One { merchant, seq }, Loaded::One(stored)) => {
+                self.on_one(&merchant, seq, stored, directory, now);
+            }
             _ => debug_assert!(false, "a load was answered with another kind"),
         }
     }
@@ -587,7 +658,8 @@ impl PartitionMachine {
         let mut stopped_at = None;
         for stored in ready.orders {
             let seq = stored.order.seq;
-            if stale.contains(&seq) {
+            let in_lane = |backlog: &Backlog| backlog.lanes.contains(seq);
+            if stale.contains(&seq) || self.backlogs.get(merchant).is_some_and(in_lane) {
                 continue;
             }
             let skip = self.window.contains_key(&seq) || self.finishing.contains_key(&seq);
@@ -631,6 +703,28 @@ impl PartitionMachine {
         self.refill(merchant, directory, now);
     }
 
+    /// Orders of high and low priority came from the store.
+    fn on_lanes(
+        &mut self,
+        merchant: &MerchantId,
+        gate: Gate,
+        orders: Vec<Stored>,
+        directory: &dyn Directory,
+        now: Now,
+    ) {
+        if orders.is_empty() {
+            return;
+        }
+        let manifest = directory.merchant(merchant);
+        if manifest.is_none_or(|manifest| Self::gate(&manifest) == gate) {
+            for stored in orders {
+                self.admit(stored, directory, now);
+            }
+        }
+        // Otherwise they keep their sequence now, and are looked at from the beginning.
+        self.refill(merchant, directory, now);
+    }
+
     /// A stored order comes back towards its mailbox.
     fn admit(&mut self, mut stored: Stored, directory: &dyn Directory, now: Now) {
         let seq = stored.order.seq;
@@ -648,7 +742,7 @@ impl PartitionMachine {
             backlog.accepting = Accepting::Open;
         }
         let Some(merchant) = directory.merchant(&id) else {
-            return self.put_back(&id, seq, stored.state.due);
+            return self.put_back(&stored);
         };
         let seen = self.ledger.seen();
         if merchant.limits.ordering != Ordering::None && seq > seen {
@@ -659,7 +753,7 @@ impl PartitionMachine {
                 backlog.due_above = Some(seen);
             }
             self.gated.insert(id.clone());
-            return self.put_back(&id, seq, stored.state.due);
+            return self.put_back(&stored);
         }
         if self.settle_doubt(&mut stored, &merchant, now) {
             let in_store = true;
@@ -680,29 +774,29 @@ impl PartitionMachine {
                 seq,
                 state,
             });
-            return self.put_back(&id, seq, stored.state.due);
+            return self.put_back(&stored);
         }
         let blocked = self.draining
-            || self
-                .backlogs
-                .get(&id)
-                .is_none_or(|b| b.quarantined || b.condemned.is_some() || b.room(&merchant) == 0);
+            || self.backlogs.get(&id).is_none_or(|b| {
+                b.quarantined || b.held || b.condemned.is_some() || b.room(&merchant) == 0
+            });
         if blocked {
-            return self.put_back(&id, seq, stored.state.due);
+            return self.put_back(&stored);
         }
         self.take_unloaded(&id);
         self.offer(stored, true, &merchant, now);
     }
 
     /// It stays in the store after all.
-    fn put_back(&mut self, merchant: &MerchantId, seq: Seq, due: Option<UnixMillis>) {
-        if let Some(backlog) = self.backlogs.get_mut(merchant) {
-            match due {
+    fn put_back(&mut self, stored: &Stored) {
+        let (seq, envelope) = (stored.order.seq, &stored.order.envelope);
+        if let Some(backlog) = self.backlogs.get_mut(&envelope.merchant) {
+            match stored.state.due {
                 Some(due) => {
                     backlog.add_timed(seq, due);
-                    self.timers.insert((due, merchant.clone()));
+                    self.timers.insert((due, envelope.merchant.clone()));
                 }
-                None => backlog.add_ready(seq),
+                None => backlog.add_ready(seq, envelope.priority),
             }
         }
     }

@@ -141,11 +141,18 @@ impl PartitionMachine {
             let why = "the node or the broker stopped while it may have been sent";
             return self.conclude(stored, false, kind, Why::from(why), now);
         }
-        self.backlog(&id);
-        let direct = self
-            .backlogs
-            .get(&id)
-            .is_some_and(|backlog| self.goes_direct(&stored, &merchant, backlog, now));
+        let waiting = self.backlog(&id).waiting();
+        if let Some(quota) = merchant.limits.backlog.filter(|quota| waiting >= *quota) {
+            let kind = OutcomeKind::DeadLettered(DeadReason::BacklogFull);
+            let why = format!("{waiting} orders of the merchant wait, its quota is {quota}");
+            return self.conclude(stored, false, kind, Why::from(why), now);
+        }
+        let held = self.keep_hold(&id, directory, now);
+        let direct = !held
+            && self
+                .backlogs
+                .get(&id)
+                .is_some_and(|backlog| self.goes_direct(&stored, &merchant, backlog, now));
         if direct {
             self.offer(stored, false, &merchant, now);
         } else {

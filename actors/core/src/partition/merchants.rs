@@ -117,6 +117,7 @@ impl PartitionMachine {
         }
         backlog.running += 1;
         self.running += 1;
+        self.cancelling.remove(&seq);
         if merchant.adapter.idempotency == Idempotency::None {
             held.stage = Stage::Marking { number };
             let id = envelope.id.clone();
@@ -253,6 +254,7 @@ impl PartitionMachine {
                     self.keep_in_store(held, false);
                 }
             }
+            Effect::Withdrawn { seq } => self.on_withdrawn(seq, now),
             Effect::Closure(closure) => self.on_closure(merchant, closure),
         }
     }
@@ -289,14 +291,14 @@ impl PartitionMachine {
     }
 
     /// An order that left its mailbox waits in the store.
-    fn keep_in_store(&mut self, held: Held, changed: bool) {
+    pub(super) fn keep_in_store(&mut self, held: Held, changed: bool) {
         if !held.in_store {
             self.park(held.stored);
             return;
         }
         let order = &held.stored.order;
         let (merchant, seq) = (order.envelope.merchant.clone(), order.seq);
-        let due = held.stored.state.due;
+        let (due, priority) = (held.stored.state.due, order.envelope.priority);
         if changed {
             let state = held.stored.state;
             self.ops.push(StoreOp::SetState {
@@ -305,7 +307,7 @@ impl PartitionMachine {
                 state,
             });
         }
-        self.note_parked(&merchant, seq, due);
+        self.note_parked(&merchant, seq, due, priority);
     }
 
     pub(super) fn remember_attempts(&mut self, stored: &Stored) {
@@ -472,6 +474,7 @@ impl PartitionMachine {
             closure,
             window,
         });
+        self.halt_if_held(&merchant.id);
         self.commands.extend(answers);
     }
 
@@ -507,7 +510,7 @@ impl PartitionMachine {
 
     /// Replaces the merchant's actor: what waited in its mailbox goes back to the store, what runs
     /// is taken over.
-    fn begin_again(&mut self, merchant: &Arc<Merchant>, now: Now) {
+    pub(super) fn begin_again(&mut self, merchant: &Arc<Merchant>, now: Now) {
         let Some(backlog) = self.backlogs.get_mut(&merchant.id) else {
             return;
         };

@@ -6,8 +6,9 @@ use expediter_types::{
     Answer, AttemptClass, ClosedBecause, MerchantId, Now, OrderId, OutcomeKind, Seq, UnixMillis,
 };
 
+use super::backlog::Backlog;
 use super::merchants::Stage;
-use super::{Directory, PartitionMachine};
+use super::{Directory, HeldBy, PartitionMachine};
 use crate::Stored;
 use crate::repeats::id_hash;
 
@@ -15,7 +16,7 @@ use crate::repeats::id_hash;
 const SAMPLES: usize = 128;
 
 /// What a merchant's row says about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MerchantState {
     Open,
     Closed {
@@ -24,6 +25,8 @@ pub enum MerchantState {
     },
     Quarantined,
     Unknown,
+    /// Operators or its opening hours keep its orders waiting.
+    Held(HeldBy),
 }
 
 /// One merchant with unfinished orders or a live actor.
@@ -119,15 +122,7 @@ impl PartitionMachine {
         backlogs
             .map(|(id, backlog)| MerchantRow {
                 merchant: id.clone(),
-                state: match backlog.closure.filter(|closure| closure.until > now.wall) {
-                    _ if backlog.quarantined => MerchantState::Quarantined,
-                    _ if directory.merchant(id).is_none() => MerchantState::Unknown,
-                    Some(c) => MerchantState::Closed {
-                        because: c.because,
-                        until: c.until,
-                    },
-                    None => MerchantState::Open,
-                },
+                state: Self::state(id, backlog, directory, now),
                 backlog: backlog.unloaded
                     + u64::from(backlog.offered)
                     + u64::from(backlog.finishing),
@@ -138,6 +133,30 @@ impl PartitionMachine {
                 last_error: backlog.stats.last_error.clone(),
             })
             .collect()
+    }
+
+    fn state(
+        id: &MerchantId,
+        backlog: &Backlog,
+        directory: &dyn Directory,
+        now: Now,
+    ) -> MerchantState {
+        if backlog.quarantined {
+            return MerchantState::Quarantined;
+        }
+        let Some(merchant) = directory.merchant(id) else {
+            return MerchantState::Unknown;
+        };
+        if let Some(held) = HeldBy::of(&merchant, directory, now) {
+            return MerchantState::Held(held);
+        }
+        match backlog.closure.filter(|closure| closure.until > now.wall) {
+            Some(closure) => MerchantState::Closed {
+                because: closure.because,
+                until: closure.until,
+            },
+            None => MerchantState::Open,
+        }
     }
 
     /// Finds an order by its id; the newest generation that this owner remembers.

@@ -232,8 +232,12 @@ impl PartitionMachine {
             kind,
         };
         self.finishing.insert(seq, finishing);
+        self.cancelling.remove(&seq);
         if let Some(backlog) = self.backlogs.get_mut(&merchant) {
             backlog.finishing += 1;
+            if in_store {
+                backlog.lanes.remove(seq);
+            }
             backlog
                 .stats
                 .finished(&kind, &why.detail, envelope.created, now);

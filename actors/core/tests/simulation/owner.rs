@@ -342,9 +342,11 @@ fn describe(input: &Input) -> String {
                 all.iter().map(|stored| stored.order.seq).collect()
             };
             match loaded {
-                Loaded::Ready(r) => {
+                Loaded::Ready(r, also) => {
                     let (seqs, next) = (seqs(&r.orders), r.next);
-                    format!("{load:?} -> {seqs:?} next {next} exhausted {}", r.exhausted)
+                    let also: Vec<Seq> = also.iter().map(|stored| stored.order.seq).collect();
+                    let done = r.exhausted;
+                    format!("{load:?} -> {seqs:?} also {also:?} next {next} exhausted {done}")
                 }
                 Loaded::Due(due) => {
                     format!("{load:?} -> {:?} next {:?}", seqs(&due.orders), due.next)
@@ -357,6 +359,9 @@ fn describe(input: &Input) -> String {
                     )
                 }
                 Loaded::First(first) => format!("{load:?} -> {first:?}"),
+                Loaded::One(one) => {
+                    format!("{load:?} -> {:?}", one.as_ref().map(|s| s.order.seq))
+                }
             }
         }
         other => format!("{other:?}"),

@@ -179,6 +179,7 @@ impl Store {
                 .map(|(merchant, orders)| StoredMerchant {
                     merchant: merchant.clone(),
                     orders: orders.keys().copied().collect(),
+                    lanes: StoredMerchant::lanes_of(orders.values()),
                     next_due: orders.values().filter_map(|stored| stored.state.due).min(),
                 })
                 .collect(),
@@ -198,9 +199,16 @@ impl Store {
                 up_to,
                 limit,
                 gate,
-            } => Loaded::Ready(self.ready(merchant, *from, *up_to, *limit, *gate)),
+                also,
+            } => {
+                let orders = self.merchants.get(merchant);
+                let also = also.iter().filter_map(|seq| orders?.get(seq).cloned());
+                let ready = self.ready(merchant, *from, *up_to, *limit, *gate);
+                Loaded::Ready(ready, also.collect())
+            }
             Load::Condemned { merchant, from } => {
-                Loaded::Ready(self.ready(merchant, *from, Seq::MAX, load.limit(), Gate::Fifo))
+                let all = self.ready(merchant, *from, Seq::MAX, load.limit(), Gate::Fifo);
+                Loaded::Ready(all, Vec::new())
             }
             Load::Due {
                 merchant,
@@ -222,6 +230,10 @@ impl Store {
                 let mut over: Vec<&Stored> = all.filter(|s| s.deadline <= *until).collect();
                 over.sort_by_key(|stored| (stored.deadline, stored.order.seq));
                 Loaded::Expired(over.into_iter().take(load.limit()).cloned().collect())
+            }
+            Load::One { merchant, seq } => {
+                let orders = self.merchants.get(merchant);
+                Loaded::One(orders.and_then(|orders| orders.get(seq).cloned()))
             }
             Load::First { merchant } => {
                 let orders = self.merchants.get(merchant);

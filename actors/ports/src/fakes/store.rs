@@ -230,11 +230,19 @@ impl Content {
                 summary.merchants.push(StoredMerchant {
                     merchant: merchant.clone(),
                     orders: Default::default(),
+                    lanes: Default::default(),
                     next_due: None,
                 });
             }
             if let Some(last) = summary.merchants.last_mut() {
                 last.orders.insert(*seq);
+                for (all, one) in last
+                    .lanes
+                    .iter_mut()
+                    .zip(StoredMerchant::lanes_of([stored]))
+                {
+                    *all |= one;
+                }
                 last.next_due = last.next_due.into_iter().chain(stored.state.due).min();
             }
         }

@@ -101,6 +101,10 @@ impl From<expediter_nats::Error> for Error {
                     ),
                 })
             }
+            Nats::Decided { subject, actor } => Self::Conflict(format!(
+                "{} decided about {subject} meanwhile; look at it, then repeat",
+                clean(&actor)
+            )),
             _ => Self::failed(told),
         }
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use expediter_nats::{Connection, partitions, request};
 use expediter_types::{MerchantId, OrderId, Partition, Seq};
 use expediter_wire::control::{
-    ControlReply, ControlRequest, MerchantStatus, OrderStatus, PartitionStatus, decode_reply,
-    encode_request,
+    CancelResult, ControlReply, ControlRequest, MerchantStatus, OrderStatus, PartitionStatus,
+    decode_reply, encode_request,
 };
 use expediter_wire::subjects;
 use futures::StreamExt;
@@ -17,6 +17,9 @@ use super::global::with_causes;
 
 /// An owner answers within milliseconds, or it is stuck.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Nodes follow decisions within a second.
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(5);
 
 /// The owners of all partitions.
 #[derive(Debug, Clone)]
@@ -119,6 +122,54 @@ impl Owners {
         match self.ask(partition, &request).await? {
             ControlReply::Order(status) => Ok(status),
             _ => Err(strange(partition)),
+        }
+    }
+
+    /// Takes an order back; gives what came of it, its sequence, and how far the partition was read.
+    pub(super) async fn cancel(
+        &self,
+        merchant: &MerchantId,
+        id: &OrderId,
+        reason: &str,
+        actor: &str,
+    ) -> Result<(CancelResult, Option<Seq>, Seq), Error> {
+        let partition = self.partition(merchant);
+        let request = ControlRequest::OrderCancel {
+            merchant: merchant.clone(),
+            id: id.clone(),
+            reason: reason.to_owned(),
+            actor: actor.to_owned(),
+        };
+        match self.ask(partition, &request).await? {
+            ControlReply::Cancel { result, seq, seen } => Ok((result, seq, seen)),
+            _ => Err(strange(partition)),
+        }
+    }
+
+    /// Waits until the owners of these partitions follow a decision; gives those that do not, in
+    /// time or at all. Empty `of`: all partitions.
+    pub(super) async fn following(&self, revision: u64, of: Vec<Partition>) -> Vec<Partition> {
+        let all = || (0..self.partitions).map(Partition).collect();
+        let mut left = if of.is_empty() { all() } else { of };
+        let deadline = tokio::time::Instant::now() + FOLLOWED_WITHIN;
+        loop {
+            let asked = left.iter().map(|p| async move {
+                let status = self.partition_status(*p).await;
+                (*p, status.is_ok_and(|status| status.decided >= revision))
+            });
+            let asked: Vec<(Partition, bool)> = futures::stream::iter(asked)
+                .buffer_unordered(16)
+                .collect()
+                .await;
+            left = asked
+                .into_iter()
+                .filter_map(|(partition, follows)| (!follows).then_some(partition))
+                .collect();
+            left.sort_unstable();
+            if left.is_empty() || tokio::time::Instant::now() >= deadline {
+                return left;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use expediter_core::partition::{MerchantRow, MerchantState};
+use expediter_core::partition::{HeldBy, MerchantRow, MerchantState};
 use expediter_types::{ClosedBecause, MerchantId};
 
 use super::account::{Account, Verdict};
@@ -80,7 +80,7 @@ impl Table {
             ..Line::default()
         };
         let Some(row) = rows.get(id) else { return line };
-        line.state = state(row.state);
+        line.state = state(row.state.clone());
         line.backlog = row.backlog;
         line.in_flight = row.in_flight;
         line.last_error.clone_from(&row.last_error);
@@ -185,5 +185,7 @@ fn state(state: MerchantState) -> String {
         MerchantState::Closed { because, .. } => because.as_str().to_owned(),
         MerchantState::Quarantined => "quarantined".to_owned(),
         MerchantState::Unknown => "unknown".to_owned(),
+        MerchantState::Held(HeldBy::ByOperator(hold)) => hold.state.to_string(),
+        MerchantState::Held(HeldBy::OutsideHours { .. }) => "outside hours".to_owned(),
     }
 }

@@ -152,6 +152,8 @@ mod tests {
             in_flight,
             closed_because: None,
             closed_until: None,
+            hold: None,
+            opens: None,
             oldest: None,
             restarts: 0,
             last_error: None,

@@ -3,8 +3,8 @@
 mod apply;
 mod delete;
 mod effects;
+mod hold;
 mod list;
-mod resume;
 mod rollback;
 mod scope;
 mod show;
@@ -14,6 +14,7 @@ mod test;
 use clap::Subcommand;
 use expediter_nats::{Connection, Registry, RegistryEntry, partitions};
 use expediter_types::MerchantId;
+use expediter_wire::control::Decision;
 
 use super::global::block_on;
 use super::{Error, Global};
@@ -35,8 +36,12 @@ pub(crate) enum Verb {
     /// The limits that merchants of a group or credential share
     #[command(subcommand)]
     Scope(scope::Verb),
-    /// Let a merchant go on that is quarantined or closed
-    Resume(resume::Args),
+    /// Let the orders of a merchant or a group wait: taken into the backlog, not sent
+    Pause(hold::PauseArgs),
+    /// Pause, and wait until no attempt is in flight
+    Drain(hold::PauseArgs),
+    /// Let a merchant or a group go on that is paused, drained, quarantined or closed
+    Resume(hold::ResumeArgs),
     /// Send a marked order to a merchant from this machine and show the exchange
     Test(test::Args),
 }
@@ -50,7 +55,9 @@ pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
             Verb::Delete(args) => Box::pin(delete::run(global, args)).await,
             Verb::Rollback(args) => Box::pin(rollback::run(global, args)).await,
             Verb::Scope(verb) => Box::pin(scope::run(global, verb)).await,
-            Verb::Resume(args) => Box::pin(resume::run(global, args)).await,
+            Verb::Pause(args) => Box::pin(hold::pause(global, args, Decision::Paused)).await,
+            Verb::Drain(args) => Box::pin(hold::pause(global, args, Decision::Draining)).await,
+            Verb::Resume(args) => Box::pin(hold::resume(global, args)).await,
             Verb::Test(args) => Box::pin(test::run(global, args)).await,
         }
     })

@@ -127,6 +127,24 @@ pub(in crate::cli) fn standing(status: &MerchantStatus) -> String {
         };
         state = format!("{state}, {what} {}", ago(until.0, now()));
     }
+    if let Some(hold) = &status.hold {
+        let whose = match hold.scope.as_str() {
+            "group" => " with its group",
+            _ => "",
+        };
+        state = format!(
+            "{state}{whose} by {} {}: {}",
+            clean(&hold.actor),
+            ago(hold.at.0, now()),
+            clean(&hold.reason)
+        );
+    }
+    if status.state == MerchantState::OutsideHours {
+        state = match status.opens {
+            Some(opens) => format!("outside its hours, opens {}", ago(opens.0, now())),
+            None => "outside its hours, which never open it".to_owned(),
+        };
+    }
     state
 }
 
@@ -238,5 +256,8 @@ pub(super) fn state_name(state: MerchantState) -> &'static str {
         MerchantState::Closed => "closed",
         MerchantState::Quarantined => "quarantined",
         MerchantState::Unknown => "unknown",
+        MerchantState::Paused => "paused",
+        MerchantState::Draining => "draining",
+        MerchantState::OutsideHours => "outside_hours",
     }
 }

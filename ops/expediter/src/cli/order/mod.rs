@@ -1,5 +1,6 @@
 //! `expediter order …`
 
+mod cancel;
 mod input;
 mod message;
 mod publish;
@@ -16,6 +17,8 @@ pub(crate) enum Verb {
     Publish(Box<publish::Args>),
     /// Show where an order is, and every attempt so far
     Show(show::Args),
+    /// Take an order back that was not sent
+    Cancel(cancel::Args),
 }
 
 pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
@@ -23,6 +26,7 @@ pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
         match verb {
             Verb::Publish(args) => Box::pin(publish::run(global, *args)).await,
             Verb::Show(args) => Box::pin(show::run(global, args)).await,
+            Verb::Cancel(args) => Box::pin(cancel::run(global, args)).await,
         }
     })
 }

@@ -258,7 +258,10 @@ fn text(shown: &Shown, now: UnixMillis) -> String {
 fn hindrance(status: &MerchantStatus) -> Option<String> {
     match status.state {
         MerchantState::Idle | MerchantState::Active => None,
-        MerchantState::Closed => Some(standing(status)),
+        MerchantState::Closed
+        | MerchantState::Paused
+        | MerchantState::Draining
+        | MerchantState::OutsideHours => Some(standing(status)),
         MerchantState::Quarantined => {
             let resume = format!("expediter merchant resume {}", status.merchant);
             Some(format!("{}; let it go on: {resume}", standing(status)))

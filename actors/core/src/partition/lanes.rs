@@ -1,0 +1,134 @@
+//! Priorities of what waits in the store: orders that are not of normal priority have lanes of their
+//! own beside the sequence, so that a high one does not wait behind a million others.
+//!
+//! Only for merchants without ordering; where there is one, all keep their place in the sequence.
+
+use expediter_types::{Priority, Seq};
+use roaring::RoaringTreemap;
+
+use crate::store::StoredMerchant;
+
+/// How many of so many places each priority gets while all wait: high, normal, low.
+const WEIGHTS: [usize; 3] = [16, 4, 1];
+
+/// Stored orders that could go now and are of high or low priority.
+#[derive(Debug, Default)]
+pub(super) struct Lanes([RoaringTreemap; 2]);
+
+impl Lanes {
+    pub(super) fn of_stored(lanes: &[RoaringTreemap; 2]) -> Self {
+        Self(lanes.clone())
+    }
+
+    /// False for an order of normal priority, which has none.
+    pub(super) fn insert(&mut self, priority: Priority, seq: Seq) -> bool {
+        StoredMerchant::lane(priority)
+            .map(|lane| self.0[lane].insert(seq))
+            .is_some()
+    }
+
+    pub(super) fn remove(&mut self, seq: Seq) {
+        for lane in &mut self.0 {
+            lane.remove(seq);
+        }
+    }
+
+    pub(super) fn contains(&self, seq: Seq) -> bool {
+        self.0.iter().any(|lane| lane.contains(seq))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.iter().all(RoaringTreemap::is_empty)
+    }
+
+    /// Something of this priority, or one that goes before it, waits here.
+    pub(super) fn waits_before(&self, priority: Priority) -> bool {
+        let [high, low] = &self.0;
+        !high.is_empty() || (priority == Priority::Low && !low.is_empty())
+    }
+
+    /// A high order waits.
+    pub(super) fn urgent(&self) -> bool {
+        !self.0[0].is_empty()
+    }
+
+    /// Empties the lanes: the merchant's orders keep their sequence now. Gives its bounds.
+    pub(super) fn dissolve(&mut self) -> Option<(Seq, Seq)> {
+        let lanes = std::mem::take(&mut self.0);
+        let low = lanes.iter().filter_map(RoaringTreemap::min).min()?;
+        let high = lanes.iter().filter_map(RoaringTreemap::max).max()?;
+        Some((low, high))
+    }
+
+    /// Takes the next orders for `room` places, oldest first, and says how many places are left for
+    /// those of normal priority. Each priority that waits gets its share, at least one place, and
+    /// what the others do not need.
+    pub(super) fn take(&mut self, room: usize, normal_waits: bool) -> (Vec<Seq>, usize) {
+        let length = |lane: &RoaringTreemap| usize::try_from(lane.len()).unwrap_or(usize::MAX);
+        let waiting = [
+            length(&self.0[0]),
+            if normal_waits { usize::MAX } else { 0 },
+            length(&self.0[1]),
+        ];
+        let mut places = [0; 3];
+        let mut left = room;
+        // Shares first; then what is left, in the order of the priorities.
+        let weights: usize = (0..3)
+            .filter(|class| waiting[*class] > 0)
+            .map(|class| WEIGHTS[class])
+            .sum();
+        for class in 0..3 {
+            let share = (room * WEIGHTS[class]).checked_div(weights).unwrap_or(0);
+            places[class] = share.max(1).min(waiting[class]).min(left);
+            left -= places[class];
+        }
+        for class in 0..3 {
+            let more = (waiting[class] - places[class]).min(left);
+            places[class] += more;
+            left -= more;
+        }
+        let mut taken: Vec<Seq> = Vec::new();
+        for (lane, count) in self.0.iter_mut().zip([places[0], places[2]]) {
+            let next: Vec<Seq> = lane.iter().take(count).collect();
+            for seq in &next {
+                lane.remove(*seq);
+            }
+            taken.extend(next);
+        }
+        (taken, places[1])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lanes(high: std::ops::Range<u64>, low: std::ops::Range<u64>) -> Lanes {
+        Lanes([high.collect(), low.collect()])
+    }
+
+    #[test]
+    fn each_priority_gets_its_share_and_what_others_leave() {
+        let (taken, normal) = lanes(0..100, 100..200).take(21, true);
+        assert_eq!((taken.len(), normal), (17, 4));
+        assert_eq!(taken, (0..16).chain(100..101).collect::<Vec<_>>());
+
+        let (taken, normal) = lanes(0..2, 0..0).take(10, true);
+        assert_eq!((taken, normal), (vec![0, 1], 8));
+
+        let (taken, normal) = lanes(0..0, 5..50).take(10, false);
+        assert_eq!((taken.len(), normal), (10, 0));
+
+        let (taken, normal) = lanes(0..9, 20..30).take(1, true);
+        assert_eq!((taken, normal), (vec![0], 0), "one place goes to the first");
+        assert_eq!(lanes(0..0, 20..30).take(1, true), (vec![], 1));
+    }
+
+    #[test]
+    fn dissolved_lanes_name_their_bounds() {
+        let mut both = lanes(7..9, 3..4);
+        assert!(both.waits_before(Priority::Normal) && both.contains(3));
+        assert_eq!(both.dissolve(), Some((3, 8)));
+        assert!(both.is_empty() && both.dissolve().is_none());
+    }
+}
