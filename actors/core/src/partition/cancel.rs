@@ -1,6 +1,6 @@
 //! Orders that are taken back before they are sent.
 
-use expediter_types::{MerchantId, Now, OrderId, OutcomeKind, Seq};
+use expediter_types::{MerchantId, Now, OrderId, OutcomeKind, Seq, UnixMillis};
 
 use super::merchants::Stage;
 use super::writer::Why;
@@ -43,9 +43,6 @@ impl PartitionMachine {
         match self.locate(merchant, id) {
             Located::Mailbox { stored, .. } => self.cancel_offered(&stored, why),
             Located::Store { merchant, seq } => {
-                if self.doubts.contains_key(&seq) {
-                    return Cancel::TooLate { seq };
-                }
                 self.cancelling.insert(seq, why.into());
                 self.ask_stored(merchant, seq);
                 Cancel::Begun { seq }
@@ -58,7 +55,7 @@ impl PartitionMachine {
     fn cancel_offered(&mut self, stored: &Stored, why: &str) -> Cancel {
         let seq = stored.order.seq;
         let waits = |held: &super::merchants::Held| matches!(held.stage, Stage::Offered);
-        if stored.state.ambiguous || !self.window.get(&seq).is_some_and(waits) {
+        if self.may_have_been_received(stored) || !self.window.get(&seq).is_some_and(waits) {
             return Cancel::TooLate { seq };
         }
         self.cancelling.insert(seq, why.into());
@@ -84,6 +81,16 @@ impl PartitionMachine {
         } else {
             Cancelling::TooLate
         }
+    }
+
+    /// An attempt of this epoch or of a former owner may have reached the merchant.
+    fn may_have_been_received(&self, stored: &Stored) -> bool {
+        let created = stored.order.envelope.created;
+        let before = |at: UnixMillis| created < at;
+        stored.state.ambiguous
+            || self.doubts.contains_key(&stored.order.seq)
+            || self.outcomes_lost_at.is_some_and(before)
+            || self.sent_since.is_some_and(|(_, claimed)| before(claimed))
     }
 
     fn ask_stored(&mut self, merchant: MerchantId, seq: Seq) {
@@ -133,8 +140,7 @@ impl PartitionMachine {
         let Some(stored) = stored else { return };
         if self.finishing.contains_key(&seq)
             || !self.ledger.is_open(seq)
-            || stored.state.ambiguous
-            || self.doubts.contains_key(&seq)
+            || self.may_have_been_received(&stored)
         {
             return;
         }

@@ -21,6 +21,7 @@ pub(crate) enum Step {
     },
     Change(Arc<Merchant>),
     Halt,
+    Withdraw(Seq),
     Poke,
     Capacity {
         small: bool,
@@ -193,6 +194,7 @@ impl Actor {
                 self.machine.change(merchant, now);
             }
             Step::Halt => self.machine.halt(),
+            Step::Withdraw(seq) => self.machine.withdraw(seq),
             Step::Capacity { small } => self.waits[usize::from(small)] = false,
             Step::Poke | Step::Release => {}
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use expediter_core::partition;
-use expediter_types::{Merchant, MerchantId, Now};
+use expediter_types::{Hold, Merchant, MerchantId, Now};
 
 use crate::broker::Broker;
 use crate::fleet::Fleet;
@@ -39,6 +39,7 @@ pub(crate) enum Plant {
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     pub(crate) merchants: BTreeMap<MerchantId, Arc<Merchant>>,
+    pub(crate) holds: BTreeMap<MerchantId, Hold>,
     /// For the followers, in order.
     pub(crate) changes: Vec<(MerchantId, Change)>,
 }
@@ -47,6 +48,8 @@ pub(crate) struct Registry {
 pub(crate) enum Change {
     Manifest(Option<Arc<Merchant>>),
     Resume,
+    /// An operator pauses the merchant, or lets it go on.
+    Hold(Option<Hold>),
 }
 
 impl Registry {
@@ -56,6 +59,14 @@ impl Registry {
         self.changes.push((id, Change::Manifest(Some(merchant))));
     }
 
+    pub(crate) fn hold(&mut self, id: MerchantId, hold: Option<Hold>) {
+        match &hold {
+            Some(hold) => drop(self.holds.insert(id.clone(), hold.clone())),
+            None => drop(self.holds.remove(&id)),
+        }
+        self.changes.push((id, Change::Hold(hold)));
+    }
+
     pub(crate) fn remove(&mut self, id: &MerchantId) {
         if self.merchants.remove(id).is_some() {
             self.changes.push((id.clone(), Change::Manifest(None)));
@@ -63,13 +74,20 @@ impl Registry {
     }
 }
 
-/// The registry as a process knows it.
+/// The registry and the operators' decisions, as a process knows them.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Directory(pub(crate) BTreeMap<MerchantId, Arc<Merchant>>);
+pub(crate) struct Directory {
+    pub(crate) merchants: BTreeMap<MerchantId, Arc<Merchant>>,
+    pub(crate) holds: BTreeMap<MerchantId, Hold>,
+}
 
 impl partition::Directory for Directory {
     fn merchant(&self, id: &MerchantId) -> Option<Arc<Merchant>> {
-        self.0.get(id).cloned()
+        self.merchants.get(id).cloned()
+    }
+
+    fn hold(&self, merchant: &Merchant) -> Option<Hold> {
+        self.holds.get(&merchant.id).cloned()
     }
 }
 

@@ -232,6 +232,14 @@ impl Alone {
                         "too many attempts"
                     );
                 }
+                Effect::Withdrawn { seq } => {
+                    let model = self
+                        .orders
+                        .remove(&seq)
+                        .expect("only what it has can leave");
+                    assert!(model.running.is_none(), "{seq} leaves while it runs");
+                    self.gone.insert(seq);
+                }
                 Effect::Return { seq } => {
                     let model = self
                         .orders

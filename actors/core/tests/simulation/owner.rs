@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use expediter_core::merchant::Offer;
-use expediter_core::partition::{Command, Drained, Event, Load, Loaded, PartitionMachine};
+use expediter_core::partition::{Cancel, Command, Drained, Event, Load, Loaded, PartitionMachine};
 use expediter_core::store::StoreOp;
 use expediter_core::{IntakeSource, LogMessage, Order};
-use expediter_types::{Answer, AttemptClass, DeadReason, Merchant, MerchantId, Record, Seq};
+use expediter_types::{
+    Answer, AttemptClass, DeadReason, Merchant, MerchantId, OrderId, Record, Seq,
+};
 
 use crate::actor::{Actor, Begun, Places, Reported, Step, Stepped};
 use crate::broker::{Late, Write};
@@ -50,6 +52,7 @@ pub(crate) enum Input {
     Registry(MerchantId, Change),
     Confirmed(MerchantId, Option<bool>),
     Condemn(MerchantId),
+    Cancel(MerchantId, OrderId),
     HandOver {
         patience: u64,
     },
@@ -216,6 +219,7 @@ impl Owner {
                     env.shadow.resumed(self.token, &merchant);
                     machine.resume(&merchant, directory, now);
                 }
+                Change::Hold(_) => machine.on_holds(directory, now),
             },
             Input::Confirmed(merchant, registered) => {
                 machine.on_confirmed(&merchant, registered, directory, now);
@@ -224,6 +228,12 @@ impl Owner {
                 env.shadow.condemned.insert(merchant.clone());
                 let reason = DeadReason::MerchantDeleted;
                 machine.condemn(&merchant, reason, "an operator said so", directory, now);
+            }
+            Input::Cancel(merchant, id) => {
+                let begun = machine.cancel(&merchant, &id, "an operator asked");
+                if matches!(begun, Cancel::Begun { .. }) {
+                    env.shadow.cancels.insert((merchant, id));
+                }
             }
             Input::HandOver { patience } => {
                 machine.drain();

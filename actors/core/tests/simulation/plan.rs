@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use expediter_core::partition::PartitionConfig;
 use expediter_types::{
-    Adapter, AttemptClass, Idempotency, Limits, Merchant, MerchantId, Ordering, Rate, Retry,
+    Adapter, AttemptClass, Hours, Idempotency, Limits, Merchant, MerchantId, OpenRange, Ordering,
+    Rate, Retry,
 };
 
 use crate::rng::Rng;
@@ -73,6 +74,8 @@ pub(crate) struct Plan {
     pub(crate) tail: bool,
     pub(crate) reads_again: bool,
     pub(crate) keys: u64,
+    /// Orders that are not of normal priority, in a thousand.
+    pub(crate) priorities: u64,
     pub(crate) jumps: bool,
     /// Merchants forget keys within the run.
     pub(crate) windows: bool,
@@ -153,6 +156,7 @@ impl Plan {
             tail: rng.chance(500),
             reads_again: rng.chance(500),
             keys: rng.range(1, 5),
+            priorities: if rng.chance(400) { rng.below(700) } else { 0 },
             jumps,
             windows,
             capacity: *rng.pick(&[10, 20, 1_000]),
@@ -205,6 +209,9 @@ fn merchant(
         }),
         ..spec.adapter
     };
+    if rng.chance(100) {
+        spec.hours = Some(Arc::new(every_second_quarter()));
+    }
     let mut classes = [0; 10];
     classes[0] = 40;
     if !calm {
@@ -238,7 +245,22 @@ pub(crate) fn limits(rng: &mut Rng) -> Limits {
         concurrency: rng.skewed(8) as u32 + 1,
         ordering: *rng.pick(&[Ordering::None, Ordering::Order, Ordering::Merchant]),
         mailbox: rng.skewed(12) as u32 + 1,
+        backlog: rng.chance(100).then(|| rng.range(3, 60)),
         ..Limits::default()
+    }
+}
+
+/// Open for a quarter of an hour, closed for the next.
+fn every_second_quarter() -> Hours {
+    let open = (0..48).map(|n| OpenRange {
+        days: 0b111_1111,
+        from: n * 30,
+        to: n * 30 + 15,
+    });
+    Hours {
+        zone_name: "UTC".into(),
+        zone: jiff::tz::TimeZone::UTC,
+        open: open.collect(),
     }
 }
 

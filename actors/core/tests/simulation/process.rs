@@ -77,7 +77,10 @@ impl Process {
     pub(crate) fn start(&mut self, env: &Env) {
         env.trace(|| format!("p{} starts", self.index));
         (self.up, self.paused, self.instance) = (true, false, self.instance + 1);
-        self.directory = Directory(env.registry.merchants.clone());
+        self.directory = Directory {
+            merchants: env.registry.merchants.clone(),
+            holds: env.registry.holds.clone(),
+        };
         self.followed = env.registry.changes.len();
         self.lease = env.mono;
     }
@@ -315,11 +318,17 @@ impl Process {
         self.followed += 1;
         match &change {
             Change::Manifest(Some(merchant)) => {
-                self.directory.0.insert(id.clone(), merchant.clone());
+                self.directory
+                    .merchants
+                    .insert(id.clone(), merchant.clone());
             }
             Change::Manifest(None) => {
-                self.directory.0.remove(&id);
+                self.directory.merchants.remove(&id);
             }
+            Change::Hold(Some(hold)) => {
+                self.directory.holds.insert(id.clone(), hold.clone());
+            }
+            Change::Hold(None) => drop(self.directory.holds.remove(&id)),
             Change::Resume => {}
         }
         if let Stage::Working(owner) = &mut self.stage {

@@ -128,7 +128,9 @@ impl Shadow {
                 let last = sent().rfind(|sent| sent.token == token);
                 own && last.is_none_or(|sent| sent.class != Some(AttemptClass::Ambiguous))
             }
-            OutcomeKind::Cancelled => false,
+            OutcomeKind::Cancelled => {
+                self.cancels.contains(&id) && !sent().any(|sent| sent.maybe_received())
+            }
             OutcomeKind::Duplicate => others().any(|s| payload(s) == Some(order.payload_hash)),
             OutcomeKind::DeadLettered(reason) => match reason {
                 DeadReason::Ambiguous => {
@@ -141,7 +143,8 @@ impl Shadow {
                 DeadReason::IdConflict => others().any(|s| payload(s) != Some(order.payload_hash)),
                 DeadReason::UnknownMerchant => self.strangers.contains(&id.0),
                 DeadReason::MerchantDeleted => self.condemned.contains(&id.0),
-                DeadReason::Undecodable | DeadReason::Poisoned | DeadReason::BacklogFull => false,
+                DeadReason::BacklogFull => self.quotas.contains(&id.0),
+                DeadReason::Undecodable | DeadReason::Poisoned => false,
             },
         };
         if !holds {

@@ -44,7 +44,7 @@ pub(crate) struct Sent {
 }
 
 impl Sent {
-    fn maybe_received(&self) -> bool {
+    pub(crate) fn maybe_received(&self) -> bool {
         !self.class.is_some_and(surely_not)
     }
 }
@@ -86,6 +86,10 @@ pub(crate) struct Shadow {
     asked: BTreeMap<(Seq, MerchantId), (u64, UnixMillis)>,
     pub(crate) quarantined: BTreeSet<(Seq, MerchantId)>,
     pub(crate) condemned: BTreeSet<MerchantId>,
+    /// Orders that an operator asked back.
+    pub(crate) cancels: BTreeSet<(MerchantId, OrderId)>,
+    /// Merchants that have, or had, a quota of waiting orders.
+    pub(crate) quotas: BTreeSet<MerchantId>,
     /// Not registered at some time.
     pub(crate) strangers: BTreeSet<MerchantId>,
     poison: BTreeSet<Seq>,
@@ -132,6 +136,9 @@ impl Shadow {
         let limits = &merchant.limits;
         let size = limits.mailbox.max(limits.concurrency);
         let attempts = merchant.retry.max_attempts;
+        if limits.backlog.is_some() {
+            self.quotas.insert(merchant.id.clone());
+        }
         let bounds = self
             .bounds
             .entry(merchant.id.clone())

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use expediter_core::{LogMessage, Order, Undecodable, payload_hash};
-use expediter_types::{ClaimState, Envelope, Merchant, MerchantId, OrderId, Seq};
+use expediter_types::{
+    ClaimState, Envelope, Hold, HoldState, LimitScope, Merchant, MerchantId, OrderId, Priority, Seq,
+};
 
 use crate::broker::{Broker, Late};
 use crate::env::{Change, Env, Plant, Registry};
@@ -311,6 +313,10 @@ impl World {
             .rng
             .chance(800)
             .then(|| format!("k{}", env.rng.below(env.plan.keys)).into());
+        let priority = match env.rng.chance(env.plan.priorities) {
+            true => *env.rng.pick(&[Priority::High, Priority::Low]),
+            false => Priority::Normal,
+        };
         let payload = Bytes::from(format!("order {}", env.rng.next()));
         Order {
             seq,
@@ -322,7 +328,7 @@ impl World {
                 deadline,
                 not_before,
                 key,
-                priority: expediter_types::Priority::Normal,
+                priority,
                 event_type: None,
                 source: None,
                 time: None,
@@ -373,9 +379,18 @@ impl World {
 
     fn operate(&mut self) -> bool {
         let merchant = self.any_merchant().id.clone();
-        if self.env.rng.chance(700) {
+        let kind = self.env.rng.below(10);
+        if kind < 3 {
             self.env.registry.changes.push((merchant, Change::Resume));
             return true;
+        }
+        if kind < 6 {
+            let hold = self.env.rng.chance(500).then(|| self.hold());
+            self.env.registry.hold(merchant, hold);
+            return true;
+        }
+        if kind < 9 {
+            return self.cancel();
         }
         let at = self.process();
         let Some(owner) = at.and_then(|at| self.processes[at].owner()) else {
@@ -384,6 +399,35 @@ impl World {
         self.env
             .trace(|| format!("an operator ends the orders of {merchant}"));
         owner.inbox.push_back(Input::Condemn(merchant));
+        true
+    }
+
+    fn hold(&self) -> Hold {
+        Hold {
+            state: HoldState::Paused,
+            scope: LimitScope::Merchant,
+            reason: "a fire".into(),
+            actor: "ann".into(),
+            at: self.env.now().wall,
+        }
+    }
+
+    /// Somebody wants a recent order back.
+    fn cancel(&mut self) -> bool {
+        let open: Vec<Seq> = self.env.shadow.open.iter().copied().collect();
+        let Some(at) = self.process().filter(|_| !open.is_empty()) else {
+            return false;
+        };
+        let seq = *self.env.rng.pick(&open);
+        let Ok(order) = self.env.shadow.truth[&seq].order.clone() else {
+            return false;
+        };
+        let Some(owner) = self.processes[at].owner() else {
+            return false;
+        };
+        let envelope = &order.envelope;
+        let cancel = Input::Cancel(envelope.merchant.clone(), envelope.id.clone());
+        owner.inbox.push_back(cancel);
         true
     }
 

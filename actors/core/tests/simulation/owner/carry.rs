@@ -38,6 +38,7 @@ impl Owner {
                 self.tell(&id, Step::Change(merchant), env);
             }
             Command::Halt(merchant) => self.tell(&merchant, Step::Halt, env),
+            Command::Withdraw { merchant, seq } => self.tell(&merchant, Step::Withdraw(seq), env),
             Command::Release(merchant) => {
                 if let Some(incarnation) = self.current.remove(&merchant)
                     && let Some(actor) = self.actors.get_mut(&incarnation)

@@ -52,6 +52,9 @@ impl World {
                 self.env.registry.put(spec);
             }
         }
+        for (spec, ..) in &self.env.plan.merchants {
+            self.env.registry.hold(spec.id.clone(), None);
+        }
         for process in &mut self.processes {
             process.paused = false;
             if !process.up {
