@@ -508,6 +508,8 @@ mod tests {
             in_flight: 1,
             closed_because: Some(ClosedBecause::Suspended),
             closed_until: Some(Rfc3339(5)),
+            hold: None,
+            opens: None,
             oldest: None,
             restarts: 1,
             last_error: Some("401".into()),
@@ -522,6 +524,7 @@ mod tests {
             unfinished: 1,
             in_flight: 0,
             merchants: 1,
+            decided: 3,
         };
         let node = NodeStatus {
             node: NodeName::new("n").unwrap(),

@@ -140,6 +140,7 @@ async fn republished(claims: Vec<(Recovered, bool)>) -> usize {
     store.commit(&[batch]).unwrap();
     let directory = MerchantDirectory::new();
     directory.loaded();
+    directory.decisions_loaded();
     let courier = Arc::new(Scripted::new(|_| {
         (AttemptClass::Delivered, std::time::Duration::ZERO)
     }));

@@ -144,6 +144,7 @@ impl World {
             });
         }
         directory.loaded();
+        directory.decisions_loaded();
         let store: Arc<dyn MerchantStore> =
             Arc::new(expediter_ports::fakes::MemoryStore::default());
         let courier = Arc::new(Scripted::new(script));

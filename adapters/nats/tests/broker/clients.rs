@@ -3,7 +3,10 @@ use expediter_nats::{
     ConnectOptions, Credentials, Registry, TailFrom, Topology, ensure, find_outcome, partitions,
     request, tail_outcomes,
 };
+use expediter_ports::DecisionSubject;
 use expediter_types::{LimitScope, Merchant, OrderId, Scope};
+use expediter_wire::Rfc3339;
+use expediter_wire::control::{Decision, MerchantDecision};
 use expediter_wire::registry::{Registration, ScopeRegistration};
 
 use super::*;
@@ -147,11 +150,30 @@ async fn the_registry_is_followed_and_guarded() {
         .collect();
     assert_eq!(ids, ["a", "b"]);
 
-    registry
-        .resume(&merchant("b"), "ann", "mended")
-        .await
-        .unwrap();
+    let decision = |state, actor: &str| MerchantDecision {
+        state,
+        reason: "a fire".into(),
+        actor: actor.into(),
+        at: Rfc3339(1_770_000_000_000),
+    };
+    let b = DecisionSubject::Merchant(merchant("b"));
+    let group = DecisionSubject::Group("pizza".into());
+    assert_eq!(registry.decision(&b).await.unwrap(), (None, 0));
+    let paused = decision(Decision::Paused, "ann");
+    let revision = registry.decide(&b, &paused, 0).await.unwrap();
+    let drained = decision(Decision::Draining, "bob");
+    registry.decide(&group, &drained, 0).await.unwrap();
+    let held = |key: &DecisionSubject| known.0.lock().unwrap().get(&format!("{key:?}")).cloned();
+    until("held", || held(&b).is_some() && held(&group).is_some()).await;
+    assert_eq!(held(&b).as_deref(), Some("paused by ann: a fire"));
+    assert_eq!(held(&group).as_deref(), Some("draining by bob: a fire"));
+
+    let resumed = decision(Decision::Resumed, "eve");
+    let too_late = registry.decide(&b, &resumed, 0).await.unwrap_err();
+    assert!(too_late.to_string().contains("by ann"), "{too_late}");
+    registry.decide(&b, &resumed, revision).await.unwrap();
     until("resumed", || known.heard() == ["loaded", "resume"]).await;
+    assert_eq!(held(&b), None);
     node.leave().await;
 }
 

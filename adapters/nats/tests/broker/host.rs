@@ -8,13 +8,13 @@ use expediter_core::recovery::Recovered;
 use expediter_core::store::PartitionMeta;
 use expediter_nats::{ControlHandler, NodeEvents};
 use expediter_ports::{
-    BoxFuture, IntakeBatch, IntakeClosed, IntakeSource, LogMessage, LogState, Opened,
-    PartitionHost, PartitionIntake, PartitionLog, Registered, RegistrySink, StartPartition, Stop,
-    Stopped,
+    BoxFuture, DecisionSubject, IntakeBatch, IntakeClosed, IntakeSource, LogMessage, LogState,
+    Opened, PartitionHost, PartitionIntake, PartitionLog, Registered, RegistrySink, StartPartition,
+    Stop, Stopped,
 };
 use expediter_types::{
-    AttemptMark, LimitScope, Mark, MerchantId, OrderId, Outcome, OutcomeKind, Partition, Record,
-    Scope, Seq,
+    AttemptMark, Hold, LimitScope, Mark, MerchantId, OrderId, Outcome, OutcomeKind, Partition,
+    Record, Scope, Seq,
 };
 
 /// A host that only writes down what it is told, and keeps a store's meta record.
@@ -345,6 +345,19 @@ impl RegistrySink for Known {
     fn loaded(&self) {
         self.1.lock().unwrap().push("loaded");
     }
+
+    fn decided(&self, subject: DecisionSubject, hold: Option<Hold>, _: u64) {
+        let key = format!("{subject:?}");
+        match hold {
+            Some(hold) => {
+                let text = format!("{} by {}: {}", hold.state, hold.actor, hold.reason);
+                self.0.lock().unwrap().insert(key, text);
+            }
+            None => drop(self.0.lock().unwrap().remove(&key)),
+        }
+    }
+
+    fn decisions_loaded(&self) {}
 
     fn resume(&self, _: &MerchantId) {
         self.1.lock().unwrap().push("resume");
