@@ -229,7 +229,9 @@ impl Backlog {
         self.head_due = None;
         if self.unloaded > 0 {
             self.cursor = 0;
-            self.lanes = Lanes::default();
+            if let Some((_, high)) = self.lanes.dissolve() {
+                self.tail = self.tail.max(high);
+            }
             self.add_due(now.wall);
             self.note_lowered(0);
         }
