@@ -115,6 +115,12 @@ impl Repeats {
         if self.young.contains_key(&entry.id) || self.old.contains_key(&entry.id) {
             return;
         }
+        self.replace(entry);
+    }
+
+    /// From now on this is where the id stands.
+    pub fn replace(&mut self, entry: Repeat) {
+        self.old.remove(&entry.id);
         self.remember(entry);
         self.unsaved = true;
         self.chunk.push(entry);

@@ -64,18 +64,20 @@ impl PartitionMachine {
         }
     }
 
-    /// A stored order comes by again. When the one that it repeats was read only now, because the
-    /// fresh tail had been quicker, it closes as a repeat after all, unless it was tried.
+    /// A stored order comes by again. When another one of its id was read only now, because the
+    /// fresh tail had been quicker, the younger one closes after all, unless it was tried.
     fn note_again(&mut self, order: &Arc<Order>, now: Now) {
-        let Verdict::Repeat(first) = self.repeats.check(repeat_of(order)) else {
-            return;
+        let (first, kind) = match self.repeats.check(repeat_of(order)) {
+            Verdict::New => return,
+            Verdict::Repeat(first) => (first, OutcomeKind::Duplicate),
+            Verdict::Conflict(first) => (first, OutcomeKind::DeadLettered(DeadReason::IdConflict)),
         };
         let seq = order.seq;
-        let tried = self.window.contains_key(&seq)
-            || self.finishing.contains_key(&seq)
-            || self.attempted.contains_key(&seq)
-            || self.doubts.contains_key(&seq);
-        if tried || first > seq {
+        if first > seq && self.ledger.is_open(first) && !self.may_be_tried(first) {
+            // This is the older one; the other closes when it comes by again.
+            return self.repeats.replace(repeat_of(order));
+        }
+        if self.may_be_tried(seq) {
             return;
         }
         let (state, deadline) = (OrderState::default(), order.envelope.created);
@@ -86,8 +88,18 @@ impl PartitionMachine {
             state,
             deadline,
         };
-        let why = Why::from(format!("the same order stands at sequence {first}"));
-        self.conclude(stored, true, OutcomeKind::Duplicate, why, now);
+        let why = match kind {
+            OutcomeKind::Duplicate => format!("the same order stands at sequence {first}"),
+            _ => format!("the id was used at sequence {first} with another payload"),
+        };
+        self.conclude(stored, true, kind, Why::from(why), now);
+    }
+
+    fn may_be_tried(&self, seq: Seq) -> bool {
+        self.window.contains_key(&seq)
+            || self.finishing.contains_key(&seq)
+            || self.attempted.contains_key(&seq)
+            || self.doubts.contains_key(&seq)
     }
 
     fn take(&mut self, order: Arc<Order>, directory: &dyn Directory, now: Now) {
