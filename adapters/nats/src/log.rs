@@ -23,7 +23,7 @@ pub(crate) struct LogView {
     pub(crate) generation: u64,
 }
 
-/// How full OUTCOMES is, is asked with every so manieth look.
+/// How full the streams are, is asked with every so manieth look.
 const FILL: u32 = 5;
 
 /// Looks for ever; ends when its future is dropped. Creates the streams anew when the broker came
@@ -43,12 +43,11 @@ pub(crate) async fn look(
             mend(&broker, &topology).await;
         }
         if look.is_multiple_of(FILL) {
-            match broker.info(subjects::OUTCOMES).await {
-                Ok(Some(info)) => events.outcomes_size(info.state.bytes, info.config.max_bytes),
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::debug!(error = chain(&error), "OUTCOMES cannot be looked at")
-                }
+            if let Some((bytes, most)) = size(&broker, subjects::ORDERS).await {
+                events.orders_size(bytes, most);
+            }
+            if let Some((bytes, most)) = size(&broker, subjects::OUTCOMES).await {
+                events.outcomes_size(bytes, most);
             }
         }
         match once(&broker, &topology, &mut witness).await {
@@ -60,6 +59,17 @@ pub(crate) async fn look(
                 });
             }
             Err(error) => tracing::debug!(error = chain(&error), "ORDERS cannot be looked at"),
+        }
+    }
+}
+
+/// What a stream holds and may hold, in bytes.
+async fn size(broker: &Broker, stream: &str) -> Option<(u64, i64)> {
+    match broker.info(stream).await {
+        Ok(info) => info.map(|info| (info.state.bytes, info.config.max_bytes)),
+        Err(error) => {
+            tracing::debug!(error = chain(&error), stream, "a stream cannot be looked at");
+            None
         }
     }
 }

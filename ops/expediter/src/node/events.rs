@@ -9,7 +9,7 @@ use expediter_nats::NodeEvents;
 use expediter_ports::StoreError;
 use expediter_runtime::{Platform, PlatformEvents};
 use expediter_telemetry::Metrics;
-use expediter_telemetry::metrics::Alarm;
+use expediter_telemetry::metrics::{Alarm, Stream};
 use expediter_types::{OutcomeKind, Partition};
 use tokio::sync::watch;
 
@@ -73,6 +73,12 @@ impl Events {
     pub(crate) fn outcomes_full(&self) -> bool {
         self.outcomes_full.load(Ordering::Relaxed)
     }
+
+    fn stream_size(&self, stream: Stream, bytes: u64, most: i64) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.metrics.stream_bytes.of(stream).set(bytes);
+        self.metrics.stream_limit.of(stream).set(most.max(0));
+    }
 }
 
 impl PlatformEvents for Events {
@@ -96,6 +102,7 @@ impl PlatformEvents for Events {
             | Event::Opened { .. }
             | Event::Quarantined { .. }
             | Event::DeadLettered { .. }
+            | Event::Expired { .. }
             | Event::UnknownMerchant { .. } => {}
         }
     }
@@ -160,7 +167,12 @@ impl NodeEvents for Events {
             .set(i64::from(!yes));
     }
 
+    fn orders_size(&self, bytes: u64, most: i64) {
+        self.stream_size(Stream::Orders, bytes, most);
+    }
+
     fn outcomes_size(&self, bytes: u64, most: i64) {
+        self.stream_size(Stream::Outcomes, bytes, most);
         let Some(most) = u64::try_from(most).ok().filter(|most| *most > 0) else {
             return;
         };
