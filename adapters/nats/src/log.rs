@@ -68,7 +68,11 @@ async fn size(broker: &Broker, stream: &str) -> Option<(u64, i64)> {
     match broker.info(stream).await {
         Ok(info) => info.map(|info| (info.state.bytes, info.config.max_bytes)),
         Err(error) => {
-            tracing::debug!(error = chain(&error), stream, "a stream cannot be looked at");
+            tracing::debug!(
+                error = chain(&error),
+                stream,
+                "a stream cannot be looked at"
+            );
             None
         }
     }

@@ -23,6 +23,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::cli;
 use crate::config::Config;
 use crate::control::Control;
+use crate::notify::Notifier;
 use events::Events;
 use gauges::Gauges;
 use health::NodeHealth;
@@ -34,6 +35,7 @@ pub(crate) struct RunningNode {
     pub(crate) node: Arc<Node>,
     events: Arc<Events>,
     gateway: Handle,
+    notifier: Option<Notifier>,
     gauges: tokio::task::JoinHandle<()>,
 }
 
@@ -42,7 +44,11 @@ impl RunningNode {
     pub(crate) async fn start(config: &Config, tracing: Tracing) -> anyhow::Result<Self> {
         limits::raise_open_files(config.node.open_files, config.node.in_flight)?;
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
-        let events = Events::new(Arc::clone(&metrics));
+        let notifier = config
+            .notify_options()?
+            .map(|options| Notifier::start(options, Arc::clone(&metrics)));
+        let notices = notifier.as_ref().map(Notifier::notices);
+        let events = Events::new(Arc::clone(&metrics), notices);
         let opened = expediter_store::open(&config.store_options()).context("the store")?;
         if let Some(aside) = &opened.aside {
             tracing::error!(%aside, "the store was broken; it is built anew from the log");
@@ -87,7 +93,10 @@ impl RunningNode {
             store,
             node: Arc::clone(&started),
             health,
-            repeats: config.runtime_options(started.partitions()).partition.repeats,
+            repeats: config
+                .runtime_options(started.partitions())
+                .partition
+                .repeats,
         };
         let gauges = tokio::spawn(gauges.keep());
         Ok(Self {
@@ -95,6 +104,7 @@ impl RunningNode {
             node: started,
             events,
             gateway,
+            notifier,
             gauges,
         })
     }
@@ -144,6 +154,9 @@ impl RunningNode {
         self.node.leave().await;
         self.platform.shut_down().await;
         self.gauges.abort();
+        if let Some(notifier) = self.notifier {
+            notifier.stop().await;
+        }
         self.gateway.stop().await;
     }
 }

@@ -11,6 +11,7 @@ mod time;
 pub mod control;
 pub mod manifest;
 pub mod nodes;
+pub mod notification;
 pub mod order;
 pub mod records;
 pub mod registry;

@@ -6,11 +6,13 @@ use expediter_types::*;
 use serde_json::Value;
 
 use crate::golden_tests::vector;
+use crate::notification::{Because, Happened};
 use crate::{manifest, order, subjects};
 
 fn file(name: &str) -> Value {
     let text = match name {
         "merchant.schema.json" => include_str!("../schema/merchant.schema.json"),
+        "notification.schema.json" => include_str!("../schema/notification.schema.json"),
         "records.schema.json" => include_str!("../schema/records.schema.json"),
         "asyncapi.json" => include_str!("../schema/asyncapi.json"),
         other => panic!("no schema {other}"),
@@ -109,6 +111,17 @@ fn enumerations_are_complete() {
         outcomes
     );
 
+    let notification = file("notification.schema.json");
+    let enumeration = |pointer: &str| texts(notification.pointer(pointer).unwrap());
+    assert_eq!(
+        enumeration("/properties/type/enum"),
+        names(Happened::ALL.map(Happened::as_str))
+    );
+    assert_eq!(
+        enumeration("/properties/data/properties/because/enum"),
+        names(Because::ALL.map(Because::as_str))
+    );
+
     let manifest = file("merchant.schema.json");
     let rules = format!("{}/class/enum", section("adapter.classify"));
     let mut in_rules = classes;
@@ -155,6 +168,7 @@ fn subjects_and_headers_are_those_of_the_code() {
 fn every_reference_leads_somewhere() {
     for name in [
         "merchant.schema.json",
+        "notification.schema.json",
         "records.schema.json",
         "asyncapi.json",
     ] {
@@ -211,6 +225,14 @@ fn golden_vectors_are_as_described() {
         let value: Value = serde_json::from_slice(line).unwrap();
         let (name, schema) = resolve("records.schema.json", &format!("#/$defs/{definition}"));
         check(&name, &schema, &value, definition);
+    }
+    for bytes in [
+        vector!("notification-orders.json"),
+        vector!("notification-merchant.json"),
+    ] {
+        let value: Value = serde_json::from_slice(&bytes).unwrap();
+        let name = "notification.schema.json";
+        check(name, &file(name), &value, "notification");
     }
 }
 

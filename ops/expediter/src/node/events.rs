@@ -1,4 +1,4 @@
-//! What happens in the platform and at the broker, as metrics.
+//! What happens in the platform and at the broker, as metrics and notifications.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +13,8 @@ use expediter_telemetry::metrics::{Alarm, Stream};
 use expediter_types::{OutcomeKind, Partition};
 use tokio::sync::watch;
 
+use crate::notify::Notices;
+
 /// From here on operators are alarmed.
 const ALARM_PERCENT: u128 = 80;
 /// From here on the room is left for claims, marks and the outcomes of what already runs.
@@ -25,6 +27,8 @@ const LOCAL_FAULT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Events {
     metrics: Arc<Metrics>,
+    /// `None`: nobody is notified.
+    notices: Option<Notices>,
     started: Instant,
     /// Milliseconds after `started` at which our own fault was last seen; 0: never.
     local_fault: std::sync::atomic::AtomicU64,
@@ -35,9 +39,10 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(crate) fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(crate) fn new(metrics: Arc<Metrics>, notices: Option<Notices>) -> Arc<Self> {
         Arc::new(Self {
             metrics,
+            notices,
             started: Instant::now(),
             local_fault: std::sync::atomic::AtomicU64::new(0),
             outcomes_full: AtomicBool::new(false),
@@ -82,7 +87,10 @@ impl Events {
 }
 
 impl PlatformEvents for Events {
-    fn event(&self, _partition: Partition, event: &Event) {
+    fn event(&self, partition: Partition, event: &Event) {
+        if let Some(notices) = &self.notices {
+            notices.event(partition, event);
+        }
         match event {
             Event::Taken(count) => self.metrics.orders_taken.add(*count),
             Event::Finished { kind } => {
@@ -114,6 +122,12 @@ impl PlatformEvents for Events {
 
     fn refused(&self) {
         self.outcomes_full.store(true, Ordering::Relaxed);
+    }
+
+    fn ended(&self, partition: Partition) {
+        if let Some(notices) = &self.notices {
+            notices.ended(partition);
+        }
     }
 
     fn panicked(&self) {
