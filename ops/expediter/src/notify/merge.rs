@@ -41,6 +41,8 @@ pub(super) struct Merger {
     number: u64,
     /// Merchants that were told to be closed: each probe that fails closes them again.
     closed: HashMap<MerchantId, (Partition, Because)>,
+    /// Events that found no room, since they were last asked for.
+    lost: u64,
 }
 
 impl Merger {
@@ -51,6 +53,7 @@ impl Merger {
             due: BTreeMap::new(),
             number: 0,
             closed: HashMap::new(),
+            lost: 0,
         }
     }
 
@@ -80,7 +83,15 @@ impl Merger {
         at: At,
     ) -> bool {
         let before = self.closed.insert(merchant.clone(), (partition, because));
-        before.is_some_and(|(_, before)| before == because) || self.stopped(merchant, because, at)
+        if before.is_some_and(|(_, before)| before == because) {
+            return true;
+        }
+        let kept = self.stopped(merchant, because, at);
+        if !kept {
+            // The next probe that fails may find room.
+            self.closed.remove(merchant);
+        }
+        kept
     }
 
     /// A merchant was stopped. False when there is no room.
@@ -108,6 +119,7 @@ impl Merger {
         let key = (happened, merchant.clone());
         if !self.entries.contains_key(&key) {
             if self.entries.len() >= MOST {
+                self.lost += 1;
                 return None;
             }
             self.schedule(at.mono, key.clone());
@@ -153,6 +165,11 @@ impl Merger {
     /// When [`Merger::take`] may have something, or something to forget.
     pub(super) fn next(&self) -> Option<Instant> {
         self.due.keys().next().map(|(at, _)| *at)
+    }
+
+    /// How many events found no room since the last call.
+    pub(super) fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
     }
 
     /// Everything, whether its time has come or not.
@@ -257,6 +274,7 @@ mod tests {
         }
         let one_more = merchant("one-more");
         assert!(!merger.order(Happened::OrderExpired, &one_more, &order(1), at));
+        assert_eq!((merger.take_lost(), merger.take_lost()), (1, 0));
         // Those that are there go on.
         let first = merchant("0");
         assert!(merger.order(Happened::OrderExpired, &first, &order(2), at));

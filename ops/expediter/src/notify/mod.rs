@@ -86,23 +86,24 @@ impl Notices {
     /// Something happened in a partition.
     pub(crate) fn event(&self, partition: Partition, event: &Event) {
         let shared = &self.0;
-        let at = At {
+        // Most events are of no concern here: no clock is read for them.
+        let at = || At {
             wall: Clock::now().wall,
             mono: Instant::now(),
         };
-        let (happened, kept) = match event {
+        let kept = match event {
             Event::Opened { merchant } => return shared.merger().opened(merchant),
             Event::DeadLettered {
                 merchant,
                 id,
                 reason: DeadReason::Ambiguous,
             } if shared.tells(Happened::OrderParked) => {
-                let happened = Happened::OrderParked;
-                (happened, shared.merger().order(happened, merchant, id, at))
+                let mut merger = shared.merger();
+                merger.order(Happened::OrderParked, merchant, id, at())
             }
             Event::Expired { merchant, id } if shared.tells(Happened::OrderExpired) => {
-                let happened = Happened::OrderExpired;
-                (happened, shared.merger().order(happened, merchant, id, at))
+                let mut merger = shared.merger();
+                merger.order(Happened::OrderExpired, merchant, id, at())
             }
             Event::Closed { merchant, closure } if shared.tells(Happened::MerchantSuspended) => {
                 let because = match closure.because {
@@ -111,25 +112,19 @@ impl Notices {
                     // Its credentials and its address are right after all.
                     ClosedBecause::RateLimited => return shared.merger().opened(merchant),
                 };
-                let kept = shared.merger().closed(partition, merchant, because, at);
-                (Happened::MerchantSuspended, kept)
+                let mut merger = shared.merger();
+                merger.closed(partition, merchant, because, at())
             }
             Event::Quarantined { merchant } if shared.tells(Happened::MerchantSuspended) => {
-                let because = Because::Quarantined;
-                let kept = shared.merger().stopped(merchant, because, at);
-                (Happened::MerchantSuspended, kept)
+                let mut merger = shared.merger();
+                merger.stopped(merchant, Because::Quarantined, at())
             }
             _ => return,
         };
-        if kept {
-            shared.news.notify_one();
-        } else {
+        if !kept {
             shared.metrics.notifications.of(Notified::GivenUp).inc();
-            tracing::debug!(
-                kind = happened.as_str(),
-                "too many notifications wait: one is given up"
-            );
         }
+        shared.news.notify_one();
     }
 
     /// A partition's work ended in this process.

@@ -16,6 +16,8 @@ use super::merge::Told;
 /// Between two tries of a message, and after a failure before any other: twice as long each time.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// At most one line about lost events in this time.
+const QUIET: Duration = Duration::from_secs(60);
 /// For what is left when the node ends.
 const LAST: Duration = Duration::from_secs(3);
 
@@ -37,6 +39,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         waiting: VecDeque::new(),
         failures: 0,
         pause: Instant::now(),
+        warned: None,
     };
     loop {
         let stop = Arc::clone(&sender.shared);
@@ -56,6 +59,8 @@ struct Sender {
     failures: u32,
     /// No try before.
     pause: Instant,
+    /// When it was last told that events found no room.
+    warned: Option<Instant>,
 }
 
 impl Sender {
@@ -150,8 +155,15 @@ impl Sender {
         }
     }
 
-    /// Gives up what is too old to be of use.
+    /// Gives up what is too old to be of use, and tells of what found no room.
     fn forget(&mut self, now: Instant) {
+        if self.warned.is_none_or(|at| now.duration_since(at) > QUIET) {
+            let lost = self.shared.merger().take_lost();
+            if lost > 0 {
+                self.warned = Some(now);
+                tracing::warn!(lost, "too many notifications wait: events are given up");
+            }
+        }
         let most = self.shared.options.give_up_after;
         let old = |message: &Message| now.duration_since(message.told.last_at) > most;
         while let Some(index) = self.waiting.iter().position(old) {
