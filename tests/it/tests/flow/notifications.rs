@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use expediter_fleet::merchants::Behaviour;
 use expediter_harness::{NodeOptions, NodeProcess, World, eventually};
-use expediter_types::Idempotency;
+use expediter_types::{DeadReason, Idempotency, OutcomeKind};
 use expediter_wire::notification::{Because, Happened, Notification, decode_notification};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::listener::{Answer, Listener, Request};
-use super::{SOON, send};
+use super::{SOON, is_dead, outcome, send};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
@@ -205,6 +205,41 @@ async fn a_receiver_that_was_down_is_notified_after() -> Result<()> {
     verified(&refused)?;
     // Orders did not wait for it.
     world.settled(SOON).await?;
-    world.oracle().judge().await?;
+    let ambiguous = OutcomeKind::DeadLettered(DeadReason::Ambiguous);
+    world.oracle().allow("parked", ambiguous).judge().await?;
     node.check(&[]).await
+}
+
+/// What waits for its time is told when the node ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_is_notified_at_the_end() -> Result<()> {
+    let world = World::start().await?;
+    let receiver = Listener::start(|_, _| Answer::status(204)).await?;
+    let node = notifying(&world, &receiver.url()).set("notify.every", "1h");
+    let node = node
+        .set_toml("notify.events", "[\"parked\"]")
+        .start()
+        .await?;
+    world.fleet.set("suspended", Behaviour::status(401))?;
+    world.register(&world.merchant("suspended")).await?;
+    send(&world, "suspended").await?;
+    world.fleet.set("parked", Behaviour::status(500))?;
+    let mut parked = world.merchant("parked");
+    parked.adapter.idempotency = Idempotency::None;
+    world.register(&parked).await?;
+    let first = send(&world, "parked").await?;
+    is_dead(
+        &outcome(&world, first.seq, SOON).await?,
+        DeadReason::Ambiguous,
+    )?;
+    told(&receiver, &[("parked", Happened::OrderParked, 1)]).await?;
+    for order in world.publish("parked", 2).await? {
+        outcome(&world, order.seq, SOON).await?;
+    }
+    ensure!(receiver.requests().len() == 1);
+    ensure!(node.terminate(2 * SOON).await? == 0);
+    let all = told(&receiver, &[("parked", Happened::OrderParked, 3)]).await?;
+    // The suspended merchant was not asked for.
+    ensure!(all.len() == 2, "{all:?}");
+    node.check(&["closed", "suspended"]).await
 }
