@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use expediter_telemetry::metrics::{CATALOGUE, Kind};
 use promql_parser::label::{MatchOp, Matcher};
-use promql_parser::parser::{self, Expr, VectorSelector};
+use promql_parser::parser::{self, Expr, LabelModifier, VectorSelector};
 use yaml_rust2::{Yaml, YamlLoader};
 
 const RULES: &str = "ops/alerts/expediter.rules.yml";
@@ -124,11 +124,11 @@ impl Lint {
         if summary.matches("{{").count() != summary.matches("}}").count() {
             self.problem(name, "summary has a broken template");
         }
-        self.expr(name, rule["expr"].as_str().unwrap_or_default());
+        self.expr(name, rule["expr"].as_str().unwrap_or_default(), summary);
         self.page(name, &annotations["runbook_url"], page);
     }
 
-    fn expr(&mut self, name: &str, text: &str) {
+    fn expr(&mut self, name: &str, text: &str, summary: &str) {
         let expr = match parser::parse(text) {
             Ok(expr) => expr,
             Err(error) => return self.problem(name, format!("expr: {error}")),
@@ -137,6 +137,15 @@ impl Lint {
         selectors(&expr, None, &mut found);
         if found.is_empty() {
             self.problem(name, "expr names no metric");
+        }
+        for used in summary.split("$labels.").skip(1) {
+            let label: String = used.chars().take_while(char::is_ascii_lowercase).collect();
+            if !keeps(&expr, &label) {
+                self.problem(
+                    name,
+                    format!("summary: expr does not keep the label {label}"),
+                );
+            }
         }
         for (selector, function) in found {
             if let Err(what) = selects(selector, function) {
@@ -166,6 +175,25 @@ impl Lint {
                 None => self.problem(name, format!("{url} has no {question:?} in its place")),
             }
         }
+    }
+}
+
+/// Whether a label of the series is still there in the result.
+fn keeps(expr: &Expr, label: &str) -> bool {
+    match expr {
+        Expr::Aggregate(aggregate) => match &aggregate.modifier {
+            Some(LabelModifier::Include(labels)) => labels.labels.iter().any(|kept| kept == label),
+            Some(LabelModifier::Exclude(labels)) => labels.labels.iter().all(|gone| gone != label),
+            None => false,
+        },
+        Expr::Binary(binary) => keeps(&binary.lhs, label) || keeps(&binary.rhs, label),
+        Expr::Unary(unary) => keeps(&unary.expr, label),
+        Expr::Paren(paren) => keeps(&paren.expr, label),
+        Expr::Call(call) => {
+            call.func.name != "absent" && call.args.args.iter().any(|e| keeps(e, label))
+        }
+        Expr::VectorSelector(_) | Expr::MatrixSelector(_) | Expr::Subquery(_) => true,
+        Expr::NumberLiteral(_) | Expr::StringLiteral(_) | Expr::Extension(_) => false,
     }
 }
 
@@ -340,6 +368,11 @@ fn planted_mistakes_are_found() {
             "no value",
         ),
         // Syntax, and what people read.
+        (
+            "max by (instance) (expediter_mark_age",
+            "max(expediter_mark_age",
+            "does not keep",
+        ),
         (
             "expediter_node_ready == 0",
             "expediter_node_ready = 0",
