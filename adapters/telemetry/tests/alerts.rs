@@ -310,6 +310,11 @@ fn every_page_belongs_to_an_alert() {
                 "{name} names {alert}, which is no alert"
             );
         }
+        let words = page.split(|c: char| !c.is_ascii_lowercase() && c != '_');
+        for word in words.filter(|word| word.starts_with("expediter_")) {
+            let known = CATALOGUE.iter().any(|metric| metric.name == word);
+            assert!(known, "{name} names {word}, which is no metric");
+        }
         // Links between pages.
         for link in page.split("](").skip(1) {
             let target = link.split(')').next().unwrap_or_default();

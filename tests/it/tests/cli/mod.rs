@@ -6,6 +6,7 @@ mod demo;
 mod merchants;
 mod orders;
 mod removal;
+mod runbooks;
 
 use std::path::Path;
 use std::process::Stdio;
