@@ -90,7 +90,7 @@ pub fn payload_hash(payload: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use expediter_types::{Envelope, MerchantId, OrderId};
+    use expediter_types::{Envelope, MerchantId, OrderId, Priority};
 
     use super::*;
 
@@ -103,6 +103,7 @@ mod tests {
             deadline: None,
             not_before,
             key: None,
+            priority: Priority::default(),
             event_type: None,
             source: None,
             time: None,

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use expediter_types::{MerchantId, NodeName, Partition, Seq, UnixMillis};
+use expediter_types::{NodeName, Partition, Seq, UnixMillis};
 
 pub(crate) type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -44,9 +44,10 @@ pub enum Error {
     #[error("no node owns partition {partition}")]
     NoOwner { partition: Partition },
     /// Somebody changed the entry since it was read.
-    #[error("merchant {merchant} was changed by {actor} (revision {revision}, time {at})")]
+    #[error("{key} was changed by {actor} (revision {revision}, time {at})")]
     Conflict {
-        merchant: MerchantId,
+        /// A merchant's id, `group/<name>` or `credential/<name>`.
+        key: String,
         actor: String,
         at: UnixMillis,
         revision: u64,

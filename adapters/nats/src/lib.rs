@@ -5,6 +5,7 @@
 //! nothing is deleted from the log that a durable mark does not call finished. Every task ends with
 //! its owner; none outlives [`Node::leave`].
 
+mod audit;
 mod broker;
 mod claim;
 mod clock;
@@ -27,12 +28,14 @@ mod outcomes;
 mod ownership;
 mod partition;
 mod publisher;
+mod quiet;
 mod reader;
 mod recovery;
 mod registry;
 mod streams;
 mod writer;
 
+pub use audit::{Audit, AuditFilter, AuditItem};
 pub use connect::{ConnectOptions, Connection, ConnectionState, Credentials, Tls};
 pub use control::request;
 pub use error::{Difference, Error};
@@ -41,5 +44,5 @@ pub use node::{Node, NodeStatus, Options};
 pub use outcomes::{OutcomeItem, TailFrom, find_outcome, tail_outcomes};
 pub use partition::PartitionPhase;
 pub use publisher::{OrderPublisher, PendingAck, Published};
-pub use registry::{Registry, RegistryChange, RegistryEntry};
+pub use registry::{Registry, RegistryChange, RegistryEntry, ScopeEntry};
 pub use streams::{Topology, ensure, partitions};

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use expediter_types::*;
 use serde_json::Value;
 
+use crate::audit::{AuditRecord, AuditResult, AuditTarget, decode_audit, encode_audit};
 use crate::control::{
     ControlReply, ControlRequest, Decision, MerchantDecision, OrderStatus, Place, decode_decision,
     decode_reply, decode_request, encode_decision, encode_reply, encode_request,
@@ -13,7 +14,10 @@ use crate::notification::{
     Because, Happened, Notification, decode_notification, encode_notification,
 };
 use crate::records::*;
-use crate::registry::{Registration, decode_registration, encode_registration};
+use crate::registry::{
+    Registration, ScopeRegistration, decode_registration, decode_scope, encode_registration,
+    encode_scope,
+};
 use crate::{Rfc3339, manifest, order};
 
 macro_rules! vector {
@@ -70,9 +74,9 @@ pub(crate) fn with_unknown_fields(message: &Bytes) -> Bytes {
 fn add_unknown(value: &mut Value) {
     match value {
         Value::Object(map) => {
-            // Any name is a header's name.
+            // Any name is a header's name, or a detail's.
             map.iter_mut()
-                .filter(|(name, _)| *name != "headers")
+                .filter(|(name, _)| !["headers", "details"].contains(&name.as_str()))
                 .for_each(|(_, v)| add_unknown(v));
             map.insert(
                 "a_new_field".into(),
@@ -117,6 +121,7 @@ fn envelope() -> Envelope {
         deadline: Some(AT + 600_000),
         not_before: Some(AT - 950),
         key: Some("table 4".into()),
+        priority: expediter_types::Priority::Normal,
         event_type: Some("shop.order.placed".into()),
         source: Some("/shop/7".into()),
         time: Some("2026-02-02T02:39:59+00:00".into()),
@@ -168,6 +173,7 @@ fn orders() {
         deadline: None,
         not_before: None,
         key: None,
+        priority: expediter_types::Priority::Normal,
         event_type: None,
         source: None,
         time: None,
@@ -401,25 +407,66 @@ fn attempt_marks_and_shifts() {
     }
 }
 
-#[test]
-fn registrations() {
-    let text = String::from_utf8(vector!("merchant.toml").to_vec()).unwrap();
-    let merchant = manifest::read("merchant.toml", &text)
+fn registered(name: &str, text: &Bytes) -> (String, Registration) {
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    let merchant = manifest::read(name, &text)
         .unwrap()
         .merchants
         .remove(0)
         .merchant;
-    assert_eq!(manifest::to_toml(&merchant), text);
     let registration = Registration {
         merchant,
         actor: "ann@kitchen".into(),
         at: AT,
         rolled_back_from: Some(6),
     };
-    let expected = vector!("registration.json");
+    (text, registration)
+}
+
+#[test]
+fn registrations() {
+    let (text, registration) = registered("flow.toml", &vector!("merchant-flow.toml"));
+    assert_eq!(manifest::to_toml(&registration.merchant), text);
+    let expected = vector!("registration-flow.json");
     same(&encode_registration(&registration), &expected);
     for bytes in [expected.clone(), with_unknown_fields(&expected)] {
         assert_eq!(decode_registration(&bytes).unwrap(), registration);
+    }
+}
+
+/// Written before there were flow control's keys: all of them have their defaults.
+#[test]
+fn registrations_without_flow_control() {
+    let (_, registration) = registered("merchant.toml", &vector!("merchant.toml"));
+    assert_eq!(registration.merchant.breaker, Breaker::default());
+    assert_eq!(registration.merchant.retry, Retry::default());
+    let old = vector!("registration.json");
+    for bytes in [old.clone(), with_unknown_fields(&old)] {
+        assert_eq!(decode_registration(&bytes).unwrap(), registration);
+    }
+}
+
+#[test]
+fn scopes() {
+    let text = String::from_utf8(vector!("scope.toml").to_vec()).unwrap();
+    let scope = manifest::read("scope.toml", &text)
+        .unwrap()
+        .scopes
+        .remove(0)
+        .scope;
+    assert_eq!(manifest::scope_to_toml(&scope), text);
+    let registration = ScopeRegistration {
+        scope,
+        actor: "ann@kitchen".into(),
+        at: AT,
+    };
+    let expected = vector!("scope.json");
+    same(&encode_scope(&registration), &expected);
+    for bytes in [expected.clone(), with_unknown_fields(&expected)] {
+        assert_eq!(
+            decode_scope(LimitScope::Group, &bytes).unwrap(),
+            registration
+        );
     }
 }
 
@@ -437,6 +484,27 @@ fn nodes() {
     same(&encode_node(&node), &expected);
     for bytes in [expected.clone(), with_unknown_fields(&expected)] {
         assert_eq!(decode_node(&bytes).unwrap(), node);
+    }
+}
+
+#[test]
+fn audit() {
+    let details = serde_json::json!({
+        "ended": 3, "changes": [{"key": "limits.rate", "from": "20/s", "to": "5/s"}]
+    });
+    let record = AuditRecord {
+        at: Rfc3339(AT),
+        actor: "ann@kitchen".into(),
+        verb: "order.cancel".into(),
+        target: AuditTarget::order(&merchant(), &id("A-17")),
+        reason: "the guest left".into(),
+        result: AuditResult::Failed("it is in flight".into()),
+        details: details.as_object().cloned().unwrap(),
+    };
+    let expected = vector!("audit.json");
+    same(&encode_audit(&record), &expected);
+    for bytes in [expected.clone(), with_unknown_fields(&expected)] {
+        assert_eq!(decode_audit(&bytes).unwrap(), record);
     }
 }
 

@@ -8,6 +8,7 @@ mod error;
 mod json;
 mod time;
 
+pub mod audit;
 pub mod control;
 pub mod manifest;
 pub mod nodes;
@@ -15,7 +16,9 @@ pub mod notification;
 pub mod order;
 pub mod records;
 pub mod registry;
+pub mod schedule;
 pub mod subjects;
+pub mod zone;
 
 pub use error::WireError;
 pub use time::{MAX_MILLIS, Rfc3339, parse_rfc3339};

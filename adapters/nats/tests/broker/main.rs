@@ -1,6 +1,7 @@
 //! The broker's side of a node against a real nats-server, with a host that only takes notes.
 
 mod clients;
+mod credentials;
 mod faults;
 mod host;
 mod losses;

@@ -37,15 +37,7 @@ label!(Promise, "promise", Promise::ALL);
 label!(Alarm, "kind", Alarm::ALL);
 label!(Stream, "stream", Stream::ALL);
 label!(Notified, "result", Notified::ALL);
-label!(
-    ClosedBecause,
-    "because",
-    [
-        ClosedBecause::RateLimited,
-        ClosedBecause::Suspended,
-        ClosedBecause::Misconfigured
-    ]
-);
+label!(ClosedBecause, "because", ClosedBecause::ALL);
 
 impl Label for OutcomeKind {
     const NAME: &'static str = "outcome";
@@ -58,6 +50,7 @@ impl Label for OutcomeKind {
             // The reason has a metric of its own.
             Self::DeadLettered(DeadReason::Ambiguous),
             Self::Duplicate,
+            Self::Cancelled,
         ];
         all.iter().map(|kind| kind.as_str()).collect()
     }
@@ -69,6 +62,7 @@ impl Label for OutcomeKind {
             Self::Expired => 2,
             Self::DeadLettered(_) => 3,
             Self::Duplicate => 4,
+            Self::Cancelled => 5,
         }
     }
 }

@@ -106,14 +106,7 @@ impl<S: MerchantStore> Gauges<S> {
             .set(figure(self.directory.len()));
         metrics.merchants_active.set(figure(now.active_merchants));
         metrics.merchants_quarantined.set(figure(now.quarantined));
-        for (because, count) in [
-            ClosedBecause::RateLimited,
-            ClosedBecause::Suspended,
-            ClosedBecause::Misconfigured,
-        ]
-        .into_iter()
-        .zip(now.closed)
-        {
+        for (because, count) in ClosedBecause::ALL.into_iter().zip(now.closed) {
             metrics.merchants_closed.of(because).set(figure(count));
         }
         let ready = self.health.ready().iter().all(|check| check.result.is_ok());

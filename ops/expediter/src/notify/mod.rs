@@ -110,7 +110,9 @@ impl Notices {
                     ClosedBecause::Suspended => Because::Suspended,
                     ClosedBecause::Misconfigured => Because::Misconfigured,
                     // Its credentials and its address are right after all.
-                    ClosedBecause::RateLimited => return shared.merger().opened(merchant),
+                    ClosedBecause::RateLimited | ClosedBecause::Breaker => {
+                        return shared.merger().opened(merchant);
+                    }
                 };
                 let mut merger = shared.merger();
                 merger.closed(partition, merchant, because, at())

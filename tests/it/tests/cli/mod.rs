@@ -7,6 +7,7 @@ mod merchants;
 mod orders;
 mod removal;
 mod runbooks;
+mod scopes;
 
 use std::path::Path;
 use std::process::Stdio;

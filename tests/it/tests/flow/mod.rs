@@ -14,7 +14,9 @@ mod listener;
 mod node;
 mod notifications;
 mod registry;
+mod room;
 mod secrets;
+mod secure;
 mod unknown;
 
 use std::time::Duration;

@@ -6,8 +6,9 @@ use expediter_types::{MerchantId, format_duration, parse_duration};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::{Actor, existing};
+use super::existing;
 use crate::cli::error::note;
+use crate::cli::operator::Actor;
 use crate::cli::out::Out;
 use crate::cli::owners::Owners;
 use crate::cli::text::{count, counted};
@@ -122,13 +123,17 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
 
 /// Asks only where somebody can answer: a script says what it wants by its flags.
 fn confirm(args: &Args, question: &str) -> Result<(), Error> {
-    let stdin = std::io::stdin();
-    if args.yes || !stdin.is_terminal() {
+    if args.yes || !std::io::stdin().is_terminal() {
         return Ok(());
     }
+    ask(question)
+}
+
+/// Asks a person at the terminal; anything but yes is no.
+pub(super) fn ask(question: &str) -> Result<(), Error> {
     note(&format!("{question} [y/N]"));
     let mut answer = String::new();
-    stdin.lock().read_line(&mut answer)?;
+    std::io::stdin().lock().read_line(&mut answer)?;
     match answer.trim().to_ascii_lowercase().as_str() {
         "y" | "yes" => Ok(()),
         _ => Err(Error::failed("nothing was deleted")),

@@ -6,6 +6,7 @@ mod effects;
 mod list;
 mod resume;
 mod rollback;
+mod scope;
 mod show;
 mod sources;
 mod test;
@@ -31,6 +32,9 @@ pub(crate) enum Verb {
     Delete(delete::Args),
     /// Go back to an earlier revision of a merchant
     Rollback(rollback::Args),
+    /// The limits that merchants of a group or credential share
+    #[command(subcommand)]
+    Scope(scope::Verb),
     /// Let a merchant go on that is quarantined or closed
     Resume(resume::Args),
     /// Send a marked order to a merchant from this machine and show the exchange
@@ -45,37 +49,11 @@ pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
             Verb::Show(args) => Box::pin(show::run(global, args)).await,
             Verb::Delete(args) => Box::pin(delete::run(global, args)).await,
             Verb::Rollback(args) => Box::pin(rollback::run(global, args)).await,
+            Verb::Scope(verb) => Box::pin(scope::run(global, verb)).await,
             Verb::Resume(args) => Box::pin(resume::run(global, args)).await,
             Verb::Test(args) => Box::pin(test::run(global, args)).await,
         }
     })
-}
-
-/// Who is written down with a change.
-#[derive(Debug, Clone, clap::Args)]
-struct Actor {
-    /// Who is written down with the change [default: user@host]
-    #[arg(long = "actor", value_name = "NAME")]
-    name: Option<String>,
-}
-
-impl Actor {
-    fn name(&self) -> String {
-        let name = self.name.clone().unwrap_or_else(|| {
-            let user = ["USER", "LOGNAME"]
-                .into_iter()
-                .find_map(|name| std::env::var(name).ok());
-            let user = user
-                .filter(|user| !user.is_empty())
-                .unwrap_or_else(|| "somebody".to_owned());
-            let host = rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned();
-            format!("{user}@{host}")
-        });
-        name.chars().filter(|c| !c.is_control()).take(100).collect()
-    }
 }
 
 /// The registry, once it is there.
