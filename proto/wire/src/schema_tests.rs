@@ -124,16 +124,6 @@ fn enumerations_are_complete() {
         outcomes
     );
 
-    let notification = file("notification.schema.json");
-    let enumeration = |pointer: &str| texts(notification.pointer(pointer).unwrap());
-    assert_eq!(
-        enumeration("/properties/type/enum"),
-        names(Happened::ALL.map(Happened::as_str))
-    );
-    assert_eq!(
-        enumeration("/properties/data/properties/because/enum"),
-        names(Because::ALL.map(Because::as_str))
-    );
     let closed = names(ClosedBecause::ALL.iter().map(|cause| cause.as_str()));
     let because = "/$defs/mark_content/properties/closed/items/properties/because/enum";
     assert_eq!(enumeration(because), closed);
@@ -149,6 +139,20 @@ fn enumerations_are_complete() {
     let mut in_rules = classes;
     in_rules.remove("local");
     assert_eq!(texts(manifest.pointer(&rules).unwrap()), in_rules);
+}
+
+#[test]
+fn what_notifications_say_is_enumerated() {
+    let schema = file("notification.schema.json");
+    let enumeration = |pointer: &str| texts(schema.pointer(pointer).unwrap());
+    assert_eq!(
+        enumeration("/properties/type/enum"),
+        names(Happened::ALL.map(Happened::as_str))
+    );
+    assert_eq!(
+        enumeration("/properties/data/properties/because/enum"),
+        names(Because::ALL.map(Because::as_str))
+    );
 }
 
 #[test]
