@@ -54,6 +54,28 @@ pub struct Stored {
     pub deadline: UnixMillis,
 }
 
+impl Stored {
+    /// Share of the time between when it could first go and its deadline that is over, 0 to 1.
+    #[must_use]
+    pub fn time_used(&self, now: UnixMillis) -> f64 {
+        let envelope = &self.order.envelope;
+        let begin = envelope.created.max(envelope.not_before.unwrap_or(0));
+        if now >= self.deadline {
+            return 1.0;
+        }
+        let (used, whole) = (
+            now.saturating_sub(begin),
+            self.deadline.saturating_sub(begin),
+        );
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "milliseconds of some days are exact"
+        )]
+        let share = used as f64 / whole.max(1) as f64;
+        share.min(1.0)
+    }
+}
+
 /// xxh3-64 of the ordering key; part of the store's format.
 #[must_use]
 pub fn key_hash(key: &str) -> u64 {
@@ -64,4 +86,56 @@ pub fn key_hash(key: &str) -> u64 {
 #[must_use]
 pub fn payload_hash(payload: &[u8]) -> u64 {
     xxh3_64(payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use expediter_types::{Envelope, MerchantId, OrderId, Priority};
+
+    use super::*;
+
+    fn stored(created: u64, not_before: Option<u64>, deadline: u64) -> Stored {
+        let envelope = Envelope {
+            id: OrderId::new("1").unwrap(),
+            merchant: MerchantId::new("m").unwrap(),
+            generation: 1,
+            created,
+            deadline: None,
+            not_before,
+            key: None,
+            priority: Priority::default(),
+            event_type: None,
+            source: None,
+            time: None,
+            content_type: None,
+            traceparent: None,
+            test: false,
+            origin: None,
+        };
+        let order = Order {
+            seq: 1,
+            envelope,
+            payload: Bytes::new(),
+            payload_hash: 0,
+        };
+        Stored {
+            order: Arc::new(order),
+            state: OrderState::default(),
+            deadline,
+        }
+    }
+
+    #[test]
+    fn the_time_of_an_order_begins_when_it_could_go() {
+        let plain = stored(1_000, None, 2_000);
+        let used = [0, 1_000, 1_250, 2_000, 9_000].map(|now| plain.time_used(now));
+        assert_eq!(used, [0.0, 0.0, 0.25, 1.0, 1.0]);
+        let scheduled = stored(1_000, Some(1_800), 2_000);
+        assert_eq!(
+            [1_500, 1_900].map(|now| scheduled.time_used(now)),
+            [0.0, 0.5]
+        );
+        // Its deadline passed before it could have gone.
+        assert_eq!(stored(1_000, Some(3_000), 2_000).time_used(1_500), 0.0);
+    }
 }

@@ -177,6 +177,11 @@ pub enum Event {
         id: expediter_types::OrderId,
         reason: expediter_types::DeadReason,
     },
+    /// Its time was over before it could be delivered.
+    Expired {
+        merchant: MerchantId,
+        id: expediter_types::OrderId,
+    },
     UnknownMerchant {
         merchant: MerchantId,
     },

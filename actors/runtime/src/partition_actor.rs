@@ -43,6 +43,8 @@ pub struct PartitionGauges {
     pub unaccounted: AtomicI64,
     pub repeats_window: AtomicUsize,
     pub unconfirmed: AtomicUsize,
+    /// 0: none.
+    pub oldest_open: AtomicU64,
     /// Moved with every batch.
     pub seen: AtomicU64,
     /// Monotonic microseconds of the newest acknowledged mark.
@@ -432,6 +434,9 @@ impl PartitionActor {
             } => {
                 tracing::info!(%partition, %merchant, order = %id, %reason, "order dead-lettered");
             }
+            Event::Expired { merchant, id } => {
+                tracing::debug!(%partition, %merchant, order = %id, "order expired");
+            }
             Event::UnknownMerchant { merchant } => {
                 tracing::warn!(%partition, %merchant, "orders for a merchant that is not registered");
             }
@@ -590,6 +595,9 @@ impl PartitionActor {
         gauges
             .unconfirmed
             .store(machine.unconfirmed(), Ordering::Relaxed);
+        gauges
+            .oldest_open
+            .store(machine.oldest_open().unwrap_or(0), Ordering::Relaxed);
         let mut closed = [0; ClosedBecause::ALL.len()];
         for because in machine.closed_merchants(Clock::now()) {
             closed[because as usize] += 1;

@@ -14,7 +14,7 @@ use expediter_ports::{
     BoxFuture, Courier, IntakeBatch, IntakeClosed, LogState, MerchantStore, Opened, PartitionHost,
     PartitionIntake, PartitionLog, StartPartition, Stop, Stopped, StoreError,
 };
-use expediter_types::{ClosedBecause, MerchantId, Partition, Seq};
+use expediter_types::{ClosedBecause, MerchantId, Partition, Seq, UnixMillis};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::capacity::Capacity;
@@ -114,6 +114,8 @@ pub struct Snapshot {
     pub unaccounted: i64,
     pub repeats_window: usize,
     pub unconfirmed: usize,
+    /// ORDERS sequence of the oldest unfinished order; `None` without any.
+    pub oldest_open: Option<Seq>,
     /// Age of the oldest newest mark, in microseconds; 0 without partitions.
     pub mark_age: u64,
     pub capacity: usize,
@@ -240,6 +242,19 @@ impl Platform {
             .flatten()
     }
 
+    /// Of each partition the orders whose deadline comes first, at most `limit`; those that are
+    /// younger than [`PartitionConfig::spill_after`] may be missing.
+    pub async fn next_to_expire(&self, limit: usize) -> Vec<Stored> {
+        let mut orders = Vec::new();
+        for partition in self.partitions() {
+            let first = self
+                .0
+                .on_store(move |store| store.expired(partition, UnixMillis::MAX, limit));
+            orders.extend(first.await.unwrap_or_default());
+        }
+        orders
+    }
+
     /// Starts no attempt while held: outcomes could not be recorded.
     pub fn hold(&self, held: bool) {
         self.0.capacity.hold(held);
@@ -287,6 +302,10 @@ impl Platform {
             all.unaccounted += gauges.unaccounted.load(Ordering::Relaxed);
             all.repeats_window += gauges.repeats_window.load(Ordering::Relaxed);
             all.unconfirmed += gauges.unconfirmed.load(Ordering::Relaxed);
+            let oldest = gauges.oldest_open.load(Ordering::Relaxed);
+            if oldest != 0 {
+                all.oldest_open = Some(all.oldest_open.map_or(oldest, |seq| seq.min(oldest)));
+            }
             let age = now.saturating_sub(gauges.marked_at.load(Ordering::Relaxed));
             all.mark_age = all.mark_age.max(age);
         }

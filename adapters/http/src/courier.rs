@@ -101,7 +101,7 @@ impl Courier for HttpCourier {
     }
 }
 
-fn client(
+pub(crate) fn client(
     options: &Options,
     resolver: &GuardedResolver,
     pool_idle: Duration,

@@ -4,9 +4,7 @@ pub enum Error {
     /// The process installs one before it makes a courier.
     #[error("no TLS crypto provider is installed")]
     NoCryptoProvider,
-    #[error(
-        "egress.allow entry {entry:?} is no address, no network such as 10.0.0.0/8, and no host name"
-    )]
+    #[error("entry {entry:?} is no address, no network such as 10.0.0.0/8, and no host name")]
     Egress {
         /// The entry, at most 160 characters of it.
         entry: String,

@@ -1,4 +1,4 @@
-//! Hands orders to merchants' HTTP APIs.
+//! Hands orders to merchants' HTTP APIs, and notifications to the operators' own.
 //!
 //! Constraints:
 //! - One attempt is one request: nothing here, nor in the client below, sends a request again.
@@ -31,6 +31,7 @@ mod response;
 mod retry_after;
 mod secrets;
 mod text;
+mod webhook;
 
 pub use classify::{classify, table};
 pub use courier::HttpCourier;
@@ -39,3 +40,4 @@ pub use error::Error;
 pub use exchange::Exchange;
 pub use options::Options;
 pub use secrets::{SecretSource, Unresolved};
+pub use webhook::{NotTaken, Webhook, WebhookError};

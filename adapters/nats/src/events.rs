@@ -24,6 +24,8 @@ pub trait NodeEvents: Debug + Send + Sync + 'static {
     fn connected(&self, _yes: bool) {}
     /// What ORDERS holds; once a second.
     fn log_size(&self, _messages: u64, _bytes: u64) {}
+    /// What ORDERS holds and may hold, in bytes (`most` below 1: unlimited); every few seconds.
+    fn orders_size(&self, _bytes: u64, _most: i64) {}
     /// What OUTCOMES holds and may hold, in bytes (`most` below 1: unlimited); every few seconds.
     fn outcomes_size(&self, _bytes: u64, _most: i64) {}
 }

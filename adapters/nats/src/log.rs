@@ -52,7 +52,7 @@ struct Look {
 /// Name and election of the leader that answered; nothing where a stream is not replicated.
 type Led = Option<(Option<String>, Option<DateTime>)>;
 
-/// How full OUTCOMES is, is asked with every so manieth look.
+/// How full the streams are, is asked with every so manieth look.
 const FILL: u32 = 5;
 
 /// Looks for ever; ends when its future is dropped. Creates the streams anew when the broker came
@@ -73,12 +73,11 @@ pub(crate) async fn look(
             mend(&broker, &topology).await;
         }
         if look.is_multiple_of(FILL) {
-            match broker.info(subjects::OUTCOMES).await {
-                Ok(Some(info)) => events.outcomes_size(info.state.bytes, info.config.max_bytes),
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::debug!(error = chain(&error), "OUTCOMES cannot be looked at")
-                }
+            if let Some((bytes, most)) = size(&broker, subjects::ORDERS).await {
+                events.orders_size(bytes, most);
+            }
+            if let Some((bytes, most)) = size(&broker, subjects::OUTCOMES).await {
+                events.outcomes_size(bytes, most);
             }
         }
         let asked = Instant::now();
@@ -95,6 +94,21 @@ pub(crate) async fn look(
                 });
             }
             Err(error) => tracing::debug!(error = chain(&error), "ORDERS cannot be looked at"),
+        }
+    }
+}
+
+/// What a stream holds and may hold, in bytes.
+async fn size(broker: &Broker, stream: &str) -> Option<(u64, i64)> {
+    match broker.info(stream).await {
+        Ok(info) => info.map(|info| (info.state.bytes, info.config.max_bytes)),
+        Err(error) => {
+            tracing::debug!(
+                error = chain(&error),
+                stream,
+                "a stream cannot be looked at"
+            );
+            None
         }
     }
 }

@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use expediter_ports::{PartitionHost, RegistrySink};
-use expediter_types::{NodeName, Partition};
+use expediter_types::{NodeName, Partition, Seq, UnixMillis};
+use expediter_wire::subjects;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::broker::Broker;
 use crate::claim::Claimant;
+use crate::clock::millis;
 use crate::compaction::{Marks, Retention};
 use crate::error::chain;
 use crate::lease::{Freshness, Lease};
@@ -283,6 +285,16 @@ impl Node {
     #[must_use]
     pub fn connection(&self) -> &Connection {
         &self.control
+    }
+
+    /// The broker's timestamp of a message in ORDERS; `None`: there is no such message.
+    ///
+    /// # Errors
+    /// The broker does not answer.
+    pub async fn published_at(&self, seq: Seq) -> Result<Option<UnixMillis>, Error> {
+        let broker = Broker::new(&self.control);
+        let found = broker.message(subjects::ORDERS, seq).await?;
+        Ok(found.map(|message| millis(message.time)))
     }
 
     /// Resolves when the node cannot go on: its name is another's. Its partitions have been told to

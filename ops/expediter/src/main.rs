@@ -6,6 +6,7 @@ mod config;
 mod control;
 mod dev;
 mod node;
+mod notify;
 
 use std::process::ExitCode;
 

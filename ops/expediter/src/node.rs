@@ -1,6 +1,7 @@
 //! A node: the platform, its adapters, and the process around them.
 
 mod events;
+mod gauges;
 mod health;
 mod limits;
 
@@ -13,18 +14,18 @@ use expediter_core::partition::MerchantRow;
 use expediter_gateway::{Gateway, Handle};
 use expediter_http::HttpCourier;
 use expediter_nats::Node;
-use expediter_ports::MerchantStore as _;
 use expediter_runtime::{Clock, MerchantDirectory, Platform};
-use expediter_telemetry::metrics::Alarm;
 use expediter_telemetry::{Metrics, TracedCourier, Tracing};
-use expediter_types::{ClosedBecause, MerchantId};
+use expediter_types::MerchantId;
 use roaring::RoaringTreemap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli;
 use crate::config::Config;
 use crate::control::Control;
+use crate::notify::Notifier;
 use events::Events;
+use gauges::Gauges;
 use health::NodeHealth;
 
 /// Everything of a node that runs in this process.
@@ -34,6 +35,7 @@ pub(crate) struct RunningNode {
     pub(crate) node: Arc<Node>,
     events: Arc<Events>,
     gateway: Handle,
+    notifier: Option<Notifier>,
     gauges: tokio::task::JoinHandle<()>,
 }
 
@@ -42,7 +44,11 @@ impl RunningNode {
     pub(crate) async fn start(config: &Config, tracing: Tracing) -> anyhow::Result<Self> {
         limits::raise_open_files(config.node.open_files, config.node.in_flight)?;
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
-        let events = Events::new(Arc::clone(&metrics));
+        let notifier = config
+            .notify_options()?
+            .map(|options| Notifier::start(options, Arc::clone(&metrics)));
+        let notices = notifier.as_ref().map(Notifier::notices);
+        let events = Events::new(Arc::clone(&metrics), notices);
         let opened = expediter_store::open(&config.store_options()).context("the store")?;
         if let Some(aside) = &opened.aside {
             tracing::error!(%aside, "the store was broken; it is built anew from the log");
@@ -60,15 +66,15 @@ impl RunningNode {
         )?;
         events.set_platform(platform.clone());
         let node = Arc::new(OnceLock::new());
-        let health = NodeHealth {
+        let health = Arc::new(NodeHealth {
             events: Arc::clone(&events),
             platform: platform.clone(),
             node: Arc::clone(&node),
-        };
+        });
         let page = Arc::clone(&metrics);
         let gateway = Gateway::start(
             &config.gateway_options(),
-            Arc::new(health),
+            Arc::clone(&health) as _,
             Arc::new(move || page.render()),
         )?;
         let started = Node::start(
@@ -80,25 +86,25 @@ impl RunningNode {
         );
         let started = Arc::new(started.await?);
         let _first = node.set(Arc::clone(&started)).is_ok();
-        let gauges = tokio::spawn({
-            let (platform, directory) = (platform.clone(), Arc::clone(&directory));
-            let events = Arc::clone(&events);
-            async move {
-                let mut every = tokio::time::interval(Duration::from_secs(1));
-                loop {
-                    every.tick().await;
-                    metrics
-                        .store_disk
-                        .set(store.usage().disk_bytes.try_into().unwrap_or(i64::MAX));
-                    refresh(&metrics, &platform, &directory, &events);
-                }
-            }
-        });
+        let gauges = Gauges {
+            metrics,
+            platform: platform.clone(),
+            directory,
+            store,
+            node: Arc::clone(&started),
+            health,
+            repeats: config
+                .runtime_options(started.partitions())
+                .partition
+                .repeats,
+        };
+        let gauges = tokio::spawn(gauges.keep());
         Ok(Self {
             platform,
             node: started,
             events,
             gateway,
+            notifier,
             gauges,
         })
     }
@@ -148,6 +154,9 @@ impl RunningNode {
         self.node.leave().await;
         self.platform.shut_down().await;
         self.gauges.abort();
+        if let Some(notifier) = self.notifier {
+            notifier.stop().await;
+        }
         self.gateway.stop().await;
     }
 }
@@ -252,41 +261,4 @@ fn nats_options(config: &Config) -> anyhow::Result<expediter_nats::Options> {
         dead_retention: config.nats.dead_letter_retention,
         node: name,
     })
-}
-
-/// Once a second: what the platform counts for itself.
-fn refresh(metrics: &Metrics, platform: &Platform, directory: &MerchantDirectory, events: &Events) {
-    let figure = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
-    let wide = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    let now = platform.snapshot();
-    metrics.orders_waiting.set(wide(now.unfinished));
-    metrics.orders_in_flight.set(wide(now.in_flight));
-    metrics.orders_stored.set(wide(now.stored));
-    metrics.orders_unaccounted.set(now.unaccounted);
-    metrics.repeats_window.set(figure(now.repeats_window));
-    metrics.merchants_registered.set(figure(directory.len()));
-    metrics.merchants_active.set(figure(now.active_merchants));
-    metrics.merchants_quarantined.set(figure(now.quarantined));
-    for (because, count) in [
-        ClosedBecause::RateLimited,
-        ClosedBecause::Suspended,
-        ClosedBecause::Misconfigured,
-    ]
-    .into_iter()
-    .zip(now.closed)
-    {
-        metrics.merchants_closed.of(because).set(figure(count));
-    }
-    metrics.partitions_owned.set(figure(now.partitions));
-    metrics.mark_age.set(Duration::from_micros(now.mark_age));
-    metrics.capacity_in_flight.set(figure(now.capacity_used));
-    metrics.capacity_limit.set(figure(now.capacity));
-    metrics.capacity_denied.raise_to(now.capacity_denied as u64);
-    let alarm = |kind: Alarm, count: usize| metrics.alarms.of(kind).set(figure(count));
-    alarm(Alarm::OrdersUnaccounted, usize::from(now.unaccounted != 0));
-    alarm(Alarm::MerchantQuarantined, now.quarantined);
-    alarm(Alarm::MerchantSuspended, now.closed[1]);
-    alarm(Alarm::MerchantMisconfigured, now.closed[2]);
-    alarm(Alarm::MerchantUnknown, now.unknown);
-    alarm(Alarm::LocalFault, usize::from(events.local_fault()));
 }

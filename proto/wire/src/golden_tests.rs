@@ -10,6 +10,9 @@ use crate::control::{
     decode_reply, decode_request, encode_decision, encode_reply, encode_request,
 };
 use crate::nodes::{NodeRecord, decode_node, encode_node};
+use crate::notification::{
+    Because, Happened, Notification, decode_notification, encode_notification,
+};
 use crate::records::*;
 use crate::registry::{
     Registration, ScopeRegistration, decode_registration, decode_scope, encode_registration,
@@ -550,4 +553,35 @@ fn control() {
         decode_reply(&with_unknown_fields(&expected)).unwrap(),
         reply
     );
+}
+
+#[test]
+fn notifications() {
+    let orders = Notification {
+        happened: Happened::OrderParked,
+        node: NodeName::new("kitchen-1").unwrap(),
+        merchant: merchant(),
+        count: 12,
+        first: AT - 40_000,
+        last: AT,
+        orders: vec![id("A-17"), id("A-18")],
+        because: None,
+    };
+    let closed = Notification {
+        happened: Happened::MerchantSuspended,
+        count: 1,
+        first: AT,
+        orders: Vec::new(),
+        because: Some(Because::Misconfigured),
+        ..orders.clone()
+    };
+    for (notification, expected) in [
+        (orders, vector!("notification-orders.json")),
+        (closed, vector!("notification-merchant.json")),
+    ] {
+        same(&encode_notification(&notification), &expected);
+        for bytes in [expected.clone(), with_unknown_fields(&expected)] {
+            assert_eq!(decode_notification(&bytes).unwrap(), notification);
+        }
+    }
 }

@@ -12,6 +12,7 @@ pub mod audit;
 pub mod control;
 pub mod manifest;
 pub mod nodes;
+pub mod notification;
 pub mod order;
 pub mod records;
 pub mod registry;

@@ -7,11 +7,13 @@ use serde_json::Value;
 
 use crate::audit::AuditTarget;
 use crate::golden_tests::vector;
+use crate::notification::{Because, Happened};
 use crate::{manifest, order, subjects};
 
 fn file(name: &str) -> Value {
     let text = match name {
         "merchant.schema.json" => include_str!("../schema/merchant.schema.json"),
+        "notification.schema.json" => include_str!("../schema/notification.schema.json"),
         "records.schema.json" => include_str!("../schema/records.schema.json"),
         "asyncapi.json" => include_str!("../schema/asyncapi.json"),
         other => panic!("no schema {other}"),
@@ -140,6 +142,20 @@ fn enumerations_are_complete() {
 }
 
 #[test]
+fn what_notifications_say_is_enumerated() {
+    let schema = file("notification.schema.json");
+    let enumeration = |pointer: &str| texts(schema.pointer(pointer).unwrap());
+    assert_eq!(
+        enumeration("/properties/type/enum"),
+        names(Happened::ALL.map(Happened::as_str))
+    );
+    assert_eq!(
+        enumeration("/properties/data/properties/because/enum"),
+        names(Because::ALL.map(Because::as_str))
+    );
+}
+
+#[test]
 fn subjects_and_headers_are_those_of_the_code() {
     let api = file("asyncapi.json");
     let (p, m) = (Partition(0), MerchantId::new("m").unwrap());
@@ -181,6 +197,7 @@ fn subjects_and_headers_are_those_of_the_code() {
 fn every_reference_leads_somewhere() {
     for name in [
         "merchant.schema.json",
+        "notification.schema.json",
         "records.schema.json",
         "asyncapi.json",
     ] {
@@ -240,6 +257,14 @@ fn golden_vectors_are_as_described() {
         let value: Value = serde_json::from_slice(line).unwrap();
         let (name, schema) = resolve("records.schema.json", &format!("#/$defs/{definition}"));
         check(&name, &schema, &value, definition);
+    }
+    for bytes in [
+        vector!("notification-orders.json"),
+        vector!("notification-merchant.json"),
+    ] {
+        let value: Value = serde_json::from_slice(&bytes).unwrap();
+        let name = "notification.schema.json";
+        check(name, &file(name), &value, "notification");
     }
 }
 

@@ -216,6 +216,12 @@ impl PartitionMachine {
         self.ledger.low_water()
     }
 
+    /// The oldest order that was taken and is not finished.
+    #[must_use]
+    pub fn oldest_open(&self) -> Option<Seq> {
+        self.ledger.open_sequences().min()
+    }
+
     /// Taken and not finished.
     #[must_use]
     pub fn unfinished(&self) -> u64 {

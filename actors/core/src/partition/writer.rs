@@ -266,7 +266,13 @@ impl PartitionMachine {
                     excerpt: why.excerpt,
                 }))
             }
-            _ => Decided::Outcome(Box::new(outcome)),
+            _ => {
+                if kind == OutcomeKind::Expired {
+                    let id = outcome.envelope.id.clone();
+                    self.event(Event::Expired { merchant, id });
+                }
+                Decided::Outcome(Box::new(outcome))
+            }
         };
         self.writer.unacknowledged += 1;
         self.writer.decided.push_back((now.mono, decided));

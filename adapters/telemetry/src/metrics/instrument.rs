@@ -173,6 +173,35 @@ impl Instrument for DurationGauge {
     }
 }
 
+/// A part of a whole, now.
+#[derive(Debug, Default)]
+pub struct ShareGauge(AtomicU64);
+
+impl ShareGauge {
+    /// Below 0 counts as 0, above 1 as 1.
+    pub fn set(&self, share: f64) {
+        self.0
+            .store(share.clamp(0.0, 1.0).to_bits(), Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn get(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+}
+
+impl Instrument for ShareGauge {
+    const KIND: Kind = Kind::Gauge;
+
+    fn empty() -> Self {
+        Self::default()
+    }
+
+    fn render(&self, out: &mut String, name: &str, labels: &str) {
+        sample(out, name, labels, self.get());
+    }
+}
+
 /// Upper bound of the smallest bucket, in nanoseconds; each next one is twice as wide.
 const FIRST: u64 = 100_000;
 /// 0.1 ms, 0.2 ms, … 56 min; longer ones are in `+Inf` alone.

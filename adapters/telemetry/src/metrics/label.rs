@@ -35,6 +35,8 @@ label!(AttemptClass, "class", AttemptClass::ALL);
 label!(DeadReason, "reason", DeadReason::ALL);
 label!(Promise, "promise", Promise::ALL);
 label!(Alarm, "kind", Alarm::ALL);
+label!(Stream, "stream", Stream::ALL);
+label!(Notified, "result", Notified::ALL);
 label!(ClosedBecause, "because", ClosedBecause::ALL);
 
 impl Label for OutcomeKind {
@@ -61,6 +63,55 @@ impl Label for OutcomeKind {
             Self::DeadLettered(_) => 3,
             Self::Duplicate => 4,
             Self::Cancelled => 5,
+        }
+    }
+}
+
+/// A stream that can fill up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stream {
+    /// Full: publishers are refused.
+    Orders,
+    /// Full: no outcome can be written.
+    Outcomes,
+}
+
+impl Stream {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Orders, Self::Outcomes];
+
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Orders => "orders",
+            Self::Outcomes => "outcomes",
+        }
+    }
+}
+
+/// What became of a try to notify.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Notified {
+    /// The receiver answered 2xx.
+    Delivered,
+    /// It did not, and is tried again.
+    Failed,
+    /// Nobody will hear of it.
+    GivenUp,
+}
+
+impl Notified {
+    /// All results.
+    pub const ALL: [Self; 3] = [Self::Delivered, Self::Failed, Self::GivenUp];
+
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+            Self::GivenUp => "given_up",
         }
     }
 }
@@ -148,6 +199,8 @@ mod tests {
         agrees(DeadReason::ALL, DeadReason::as_str);
         agrees(Promise::ALL, Promise::as_str);
         agrees(Alarm::ALL, Alarm::as_str);
+        agrees(Stream::ALL, Stream::as_str);
+        agrees(Notified::ALL, Notified::as_str);
         agrees(
             [
                 ClosedBecause::RateLimited,

@@ -10,9 +10,10 @@ mod label;
 mod page;
 
 pub use instrument::{
-    BuildInfo, Counter, DurationGauge, Family, Gauge, Histogram, Kind, LabelSet, Violations,
+    BuildInfo, Counter, DurationGauge, Family, Gauge, Histogram, Kind, LabelSet, ShareGauge,
+    Violations,
 };
-pub use label::{Alarm, Label};
+pub use label::{Alarm, Label, Notified, Stream};
 pub use page::page;
 
 use expediter_types::{AttemptClass, ClosedBecause, DeadReason, OutcomeKind};
@@ -95,10 +96,16 @@ catalogue! {
         "Orders in the store.";
     orders_unaccounted: Gauge, "expediter_orders_unaccounted", "orders",
         "Orders taken that are neither finished nor waiting; anything but 0 is a fault.";
+    oldest_order_age: DurationGauge, "expediter_oldest_order_age_seconds", "seconds",
+        "Age of the oldest unfinished order of this node, scheduled ones included; 0 without any.";
+    deadline_used: ShareGauge, "expediter_deadline_used_ratio", "share",
+        "Share of its time, 0 to 1, that the most pressed of the waiting orders which expire next has used.";
     duplicates: Counter, "expediter_duplicates_total", "orders",
         "Publishers' repeats that were closed without an attempt.";
     repeats_window: Gauge, "expediter_repeats_window", "orders",
         "Order ids among which a publisher's repeat is noticed.";
+    repeats_limit: Gauge, "expediter_repeats_limit", "orders",
+        "Order ids that the partitions of this node may remember; beyond it the oldest are forgotten.";
     merchants_registered: Gauge, "expediter_merchants_registered", "merchants",
         "Merchants in the registry.";
     merchants_active: Gauge, "expediter_merchants_active", "merchants",
@@ -111,6 +118,10 @@ catalogue! {
         "Panics of a merchant's step or attempt.";
     invariant_violations: Violations, "expediter_invariant_violations_total", "violations",
         "Promises (ARCHITECTURE.md) that were seen broken.";
+    node_ready: Gauge, "expediter_node_ready", "nodes",
+        "1 while /readyz says 200, else 0.";
+    partitions: Gauge, "expediter_partitions", "partitions",
+        "Partitions of the streams, over all nodes.";
     partitions_owned: Gauge, "expediter_partitions_owned", "partitions",
         "Partitions this node works on.";
     claims: Counter, "expediter_claims_total", "claims",
@@ -127,6 +138,10 @@ catalogue! {
         "From the first publish of a record to its confirmation.";
     mark_age: DurationGauge, "expediter_mark_age_seconds", "seconds",
         "Age of the oldest mark among the partitions of this node.";
+    stream_bytes: Family<Gauge, Stream>, "expediter_stream_bytes", "bytes",
+        "Size of a stream, as the broker says.";
+    stream_limit: Family<Gauge, Stream>, "expediter_stream_limit_bytes", "bytes",
+        "Size above which the broker refuses what is published to the stream; 0: unlimited.";
     log_purged: Counter, "expediter_log_purged_total", "orders",
         "Finished orders purged from the log by this node.";
     log_incarnation_changes: Counter, "expediter_log_incarnation_changes_total", "changes",
@@ -143,6 +158,8 @@ catalogue! {
         "Attempts that the node may have in flight.";
     capacity_denied: Counter, "expediter_capacity_denied_total", "attempts",
         "Attempts that had to wait for capacity.";
+    notifications: Family<Counter, Notified>, "expediter_notifications_total", "notifications",
+        "Notifications by webhook, by what became of them; a failed try is made again until it is given up.";
     alarms: Family<Gauge, Alarm>, "expediter_alarms", "alarms",
         "What a person should look at now, by kind.";
     build_info: BuildInfo, "expediter_build_info", "info",

@@ -2,6 +2,7 @@
 
 use expediter_http::Egress;
 use expediter_telemetry::logs::Format;
+use expediter_wire::notification::Happened;
 
 use super::Config;
 use super::value::{Given, Read, quoted};
@@ -101,6 +102,14 @@ pub(super) const KEYS: &[Key] = keys! {
 
     "egress.allow": |c, v| c.egress.allow => egress(v)?,
 
+    "notify.url": |c, v| c.notify.url => v.optional_text()?,
+    "notify.secret": |c, v| c.notify.secret => v.reference()?,
+    "notify.events": |c, v| c.notify.events => notify_events(v)?,
+    "notify.every": |c, v| c.notify.every => v.duration(0..=HOUR)?,
+    "notify.timeout": |c, v| c.notify.timeout => v.duration(SECOND..=MINUTE)?,
+    "notify.give_up_after": |c, v| c.notify.give_up_after => v.duration(MINUTE..=DAY)?,
+    "notify.allow": |c, v| c.notify.allow => egress(v)?,
+
     "store.cache": |c, v| c.store.cache => v.size(8 * MIB..=TIB)?,
 
     "log.format": |c, v| c.log.format => log_format(v)?,
@@ -173,6 +182,25 @@ fn egress(given: &Given<'_>) -> Read<Vec<String>> {
         Ok(_) => Ok(allow),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// What [`Happened`] is called in settings.
+fn word_of(happened: Happened) -> &'static str {
+    match happened {
+        Happened::OrderParked => "parked",
+        Happened::MerchantSuspended => "suspended",
+        Happened::OrderExpired => "expired",
+    }
+}
+
+fn notify_events(given: &Given<'_>) -> Read<Vec<Happened>> {
+    let read = |word: &String| {
+        let found = Happened::ALL
+            .into_iter()
+            .find(|kind| word_of(*kind) == word);
+        found.ok_or_else(|| format!("{} is not parked, suspended or expired", quoted(word)))
+    };
+    given.list()?.iter().map(read).collect()
 }
 
 fn log_format(given: &Given<'_>) -> Read<Format> {

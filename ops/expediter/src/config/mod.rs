@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use expediter_telemetry::logs::Format;
 use expediter_types::{NodeName, SecretRef};
+use expediter_wire::notification::Happened;
 
 pub(crate) use read::{ConfigError, Environment, Problem};
 pub(crate) use secrets::ProcessSecrets;
@@ -30,6 +31,7 @@ pub(crate) struct Config {
     pub(crate) orders: Orders,
     pub(crate) http: Http,
     pub(crate) egress: EgressRules,
+    pub(crate) notify: Notify,
     pub(crate) store: Store,
     pub(crate) log: Log,
     pub(crate) telemetry: Telemetry,
@@ -118,6 +120,19 @@ pub(crate) struct EgressRules {
     pub(crate) allow: Vec<String>,
 }
 
+/// `[notify]`
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Notify {
+    /// `None`: nobody is notified. Its path may be secret.
+    pub(crate) url: Option<String>,
+    pub(crate) secret: Option<SecretRef>,
+    pub(crate) events: Vec<Happened>,
+    pub(crate) every: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) give_up_after: Duration,
+    pub(crate) allow: Vec<String>,
+}
+
 /// `[store]`
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Store {
@@ -203,6 +218,24 @@ impl Default for Http {
             pool_idle: Duration::from_secs(50),
             pool_idle_unrepeatable: Duration::from_secs(1),
             ca_files: Vec::new(),
+        }
+    }
+}
+
+impl Default for Notify {
+    fn default() -> Self {
+        Self {
+            url: None,
+            secret: None,
+            events: vec![
+                Happened::OrderParked,
+                Happened::MerchantSuspended,
+                Happened::OrderExpired,
+            ],
+            every: Duration::from_secs(60),
+            timeout: Duration::from_secs(10),
+            give_up_after: Duration::from_secs(900),
+            allow: Vec::new(),
         }
     }
 }

@@ -5,11 +5,12 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use expediter_core::partition::PartitionConfig;
-use expediter_http::{Egress, SecretSource, Unresolved};
+use expediter_http::{Egress, SecretSource, Unresolved, Webhook};
 use expediter_nats::{ConnectOptions, Credentials, Tls, Topology};
 use expediter_types::{NodeName, SecretRef};
 
 use super::{Config, ProcessSecrets};
+use crate::notify;
 
 /// Why a part cannot be set up as configured.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,8 @@ pub(crate) enum SetupError {
     },
     #[error(transparent)]
     Egress(#[from] expediter_http::Error),
+    #[error("the notifications ([notify])")]
+    Notify(#[from] expediter_http::WebhookError),
 }
 
 impl Config {
@@ -150,6 +153,35 @@ impl Config {
             extra_roots: http.ca_files.iter().map(read).collect::<Result<_, _>>()?,
             secrets: defaults.secrets,
         })
+    }
+
+    /// Who is notified of what; `None`: nobody. Reads the secret.
+    ///
+    /// # Errors
+    /// The secret cannot be read or is none, the URL is none.
+    pub(crate) fn notify_options(&self) -> Result<Option<notify::Options>, SetupError> {
+        let settings = &self.notify;
+        let (Some(url), Some(reference)) = (&settings.url, &settings.secret) else {
+            return Ok(None);
+        };
+        let secret = ProcessSecrets
+            .resolve(reference)
+            .map_err(|source| SetupError::Secret {
+                key: "notify.secret",
+                reference: reference.clone(),
+                source,
+            })?;
+        let http = expediter_http::Options {
+            egress: Egress::new(&settings.allow)?,
+            ..self.http_options()?
+        };
+        Ok(Some(notify::Options {
+            webhook: Webhook::new(&http, url, &secret, settings.timeout)?,
+            node: self.node_name(),
+            events: settings.events.clone(),
+            every: settings.every,
+            give_up_after: settings.give_up_after,
+        }))
     }
 
     /// Where the working copy is.

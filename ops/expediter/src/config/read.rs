@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 
+use expediter_http::{Egress, Webhook};
 use toml::de::{DeTable, DeValue};
 
 use super::Config;
@@ -241,7 +242,7 @@ impl Reader {
 
     /// What is wrong between keys that are right by themselves.
     fn finish(mut self) -> Result<Config, ConfigError> {
-        let (nats, http) = (&self.config.nats, &self.config.http);
+        let (nats, http, notify) = (&self.config.nats, &self.config.http, &self.config.notify);
         let ways = [
             ("nats.creds_file", nats.creds_file.is_some()),
             ("nats.user", nats.user.is_some()),
@@ -278,6 +279,16 @@ impl Reader {
                 key,
                 "http.retry_after_min is above http.retry_after_max".to_owned(),
             ));
+        }
+        if let Some(url) = &notify.url {
+            if notify.secret.is_none() {
+                wrong.push(("notify.url", "needs notify.secret".to_owned()));
+            }
+            // What is wrong with the list is told with its key.
+            let allow = Egress::new(&notify.allow).unwrap_or_default();
+            if let Err(error) = Webhook::check_url(url, &allow) {
+                wrong.push(("notify.url", error.to_string()));
+            }
         }
         for (key, message) in wrong {
             let place = self.place(key);

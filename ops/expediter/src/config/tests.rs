@@ -118,6 +118,30 @@ fn keys_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+fn a_receiver_of_notifications_is_checked() {
+    assert_eq!(
+        problems("[notify]\nurl = \"http://10.0.0.5/hook-token\"\nevents = [\"late\"]"),
+        [
+            "x.toml:3: notify.events: \"late\" is not parked, suspended or expired",
+            "x.toml:2: notify.url: needs notify.secret",
+            "x.toml:2: notify.url: address 10.0.0.5 is private: notify.allow does not list it",
+        ]
+    );
+    let text = "[notify]\nurl = \"http://10.0.0.5/hook\"\nsecret = \"env:S\"\n\
+        events = [\"suspended\"]\nallow = [\"10.0.0.5\"]";
+    let config = parse("x.toml", text).unwrap();
+    assert_eq!(config.notify.events.len(), 1);
+    let found =
+        problems("[notify]\nurl = \"https://me:hunter2@host/\"\nsecret = \"whsec_aGVsbG8=\"");
+    assert_eq!(found.len(), 3, "{found:?}");
+    let told = found.concat();
+    assert!(
+        !told.contains("hunter2") && !told.contains("aGVsbG8"),
+        "{told}"
+    );
+}
+
+#[test]
 fn the_environment_rules_over_the_file() {
     let config = from_environment(&[
         ("EXPEDITER_NATS_SERVERS", "nats://a:1, nats://b:2"),

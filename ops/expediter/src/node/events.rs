@@ -1,4 +1,4 @@
-//! What happens in the platform and at the broker, as metrics.
+//! What happens in the platform and at the broker, as metrics and notifications.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,9 +9,11 @@ use expediter_nats::NodeEvents;
 use expediter_ports::StoreError;
 use expediter_runtime::{Platform, PlatformEvents};
 use expediter_telemetry::Metrics;
-use expediter_telemetry::metrics::Alarm;
+use expediter_telemetry::metrics::{Alarm, Stream};
 use expediter_types::{OutcomeKind, Partition};
 use tokio::sync::watch;
+
+use crate::notify::Notices;
 
 /// From here on operators are alarmed.
 const ALARM_PERCENT: u128 = 80;
@@ -25,6 +27,8 @@ const LOCAL_FAULT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Events {
     metrics: Arc<Metrics>,
+    /// `None`: nobody is notified.
+    notices: Option<Notices>,
     started: Instant,
     /// Milliseconds after `started` at which our own fault was last seen; 0: never.
     local_fault: std::sync::atomic::AtomicU64,
@@ -35,9 +39,10 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(crate) fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(crate) fn new(metrics: Arc<Metrics>, notices: Option<Notices>) -> Arc<Self> {
         Arc::new(Self {
             metrics,
+            notices,
             started: Instant::now(),
             local_fault: std::sync::atomic::AtomicU64::new(0),
             outcomes_full: AtomicBool::new(false),
@@ -73,10 +78,19 @@ impl Events {
     pub(crate) fn outcomes_full(&self) -> bool {
         self.outcomes_full.load(Ordering::Relaxed)
     }
+
+    fn stream_size(&self, stream: Stream, bytes: u64, most: i64) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.metrics.stream_bytes.of(stream).set(bytes);
+        self.metrics.stream_limit.of(stream).set(most.max(0));
+    }
 }
 
 impl PlatformEvents for Events {
-    fn event(&self, _partition: Partition, event: &Event) {
+    fn event(&self, partition: Partition, event: &Event) {
+        if let Some(notices) = &self.notices {
+            notices.event(partition, event);
+        }
         match event {
             Event::Taken(count) => self.metrics.orders_taken.add(*count),
             Event::Finished { kind } => {
@@ -96,6 +110,7 @@ impl PlatformEvents for Events {
             | Event::Opened { .. }
             | Event::Quarantined { .. }
             | Event::DeadLettered { .. }
+            | Event::Expired { .. }
             | Event::UnknownMerchant { .. } => {}
         }
     }
@@ -107,6 +122,12 @@ impl PlatformEvents for Events {
 
     fn refused(&self) {
         self.outcomes_full.store(true, Ordering::Relaxed);
+    }
+
+    fn ended(&self, partition: Partition) {
+        if let Some(notices) = &self.notices {
+            notices.ended(partition);
+        }
     }
 
     fn panicked(&self) {
@@ -160,7 +181,12 @@ impl NodeEvents for Events {
             .set(i64::from(!yes));
     }
 
+    fn orders_size(&self, bytes: u64, most: i64) {
+        self.stream_size(Stream::Orders, bytes, most);
+    }
+
     fn outcomes_size(&self, bytes: u64, most: i64) {
+        self.stream_size(Stream::Outcomes, bytes, most);
         let Some(most) = u64::try_from(most).ok().filter(|most| *most > 0) else {
             return;
         };

@@ -6,6 +6,7 @@ mod demo;
 mod merchants;
 mod orders;
 mod removal;
+mod runbooks;
 mod scopes;
 
 use std::path::Path;

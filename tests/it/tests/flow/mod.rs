@@ -12,6 +12,7 @@ mod isolation;
 mod limits;
 mod listener;
 mod node;
+mod notifications;
 mod registry;
 mod room;
 mod secrets;
