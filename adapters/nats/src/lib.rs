@@ -5,6 +5,7 @@
 //! nothing is deleted from the log that a durable mark does not call finished. Every task ends with
 //! its owner; none outlives [`Node::leave`].
 
+mod audit;
 mod broker;
 mod claim;
 mod clock;
@@ -33,6 +34,7 @@ mod registry;
 mod streams;
 mod writer;
 
+pub use audit::{Audit, AuditFilter, AuditItem};
 pub use connect::{ConnectOptions, Connection, ConnectionState, Credentials, Tls};
 pub use control::request;
 pub use error::{Difference, Error};

@@ -27,6 +27,9 @@ pub struct Topology {
     pub orders_max_bytes: u64,
     /// Size of OUTCOMES in bytes. 0 (default) chooses likewise, a quarter or 5 GiB.
     pub outcomes_max_bytes: u64,
+    /// How long AUDIT keeps its records; 90 d. Its size is chosen when it is made: a sixteenth of the
+    /// account's storage limit, or 1 GiB without one; above it the oldest records go.
+    pub audit_retention: Duration,
 }
 
 impl Default for Topology {
@@ -36,6 +39,7 @@ impl Default for Topology {
             replicas: 1,
             orders_max_bytes: 0,
             outcomes_max_bytes: 0,
+            audit_retention: Duration::from_secs(90 * 86_400),
         }
     }
 }
@@ -71,6 +75,11 @@ pub async fn ensure(connection: &Connection, topology: &Topology) -> Result<u16,
             chosen_bytes: choose(limit, 4, 5 << 30),
             config: outcomes(topology),
             fixed_bytes: topology.outcomes_max_bytes,
+        },
+        Wanted {
+            chosen_bytes: choose(limit, 16, 1 << 30),
+            config: audit(topology),
+            fixed_bytes: 0,
         },
         Wanted::bucket(bucket(topology, subjects::NODES, 1, true)),
         // The registry's history is what a rollback goes back to.
@@ -158,6 +167,12 @@ impl Wanted {
                 // The server has not that much left.
                 Some(10_047 | 10_023) if self.fixed_bytes == 0 && max_bytes > 64 << 20 => {
                     max_bytes /= 2;
+                }
+                // What may age out and be discarded need not have room set aside for it.
+                Some(10_047 | 10_023)
+                    if self.config.discard == DiscardPolicy::Old && max_bytes > 0 =>
+                {
+                    max_bytes = -1;
                 }
                 _ => {
                     let what = format!("creating stream {}", self.config.name);
@@ -299,6 +314,15 @@ fn orders(topology: &Topology, partitions: u16, largest: i32) -> Config {
 
 fn outcomes(topology: &Topology) -> Config {
     base(topology, subjects::OUTCOMES, &subjects::OUTCOMES_SUBJECTS)
+}
+
+fn audit(topology: &Topology) -> Config {
+    Config {
+        // The verb of an operator must not fail for what was recorded long ago.
+        discard: DiscardPolicy::Old,
+        max_age: topology.audit_retention,
+        ..base(topology, subjects::AUDIT, &subjects::AUDIT_SUBJECTS)
+    }
 }
 
 fn bucket(topology: &Topology, name: &str, history: i64, leases: bool) -> Config {

@@ -62,6 +62,7 @@ impl Control {
                 actor,
             } => self.dead_letter(partition, merchant, &reason, &actor).await,
             ControlRequest::PartitionStatus => self.partition(partition).await,
+            ControlRequest::NodeStatus => Some(error_reply("a node answers that, not a partition")),
         };
         answer.unwrap_or_else(|| error_reply("this node does not work on the partition any more"))
     }

@@ -8,6 +8,7 @@ use expediter_types::{AttemptRecord, ClosedBecause, MerchantId, NodeName, OrderI
 use serde::{Deserialize, Serialize};
 
 use crate::json::{self, V1, as_text};
+use crate::nodes::NodeStatus;
 use crate::records::AttemptJson;
 use crate::{Rfc3339, WireError};
 
@@ -58,6 +59,9 @@ pub enum ControlRequest {
     /// Answered by [`ControlReply::Partition`].
     #[serde(rename = "partition.status")]
     PartitionStatus,
+    /// Only to a node; answered by [`ControlReply::Node`].
+    #[serde(rename = "node.status")]
+    NodeStatus,
 }
 
 /// The answer to a [`ControlRequest`].
@@ -89,6 +93,8 @@ pub enum ControlReply {
     },
     #[serde(rename = "partition.status")]
     Partition(PartitionStatus),
+    #[serde(rename = "node.status")]
+    Node(NodeStatus),
     /// The request could not be answered; for people.
     #[serde(rename = "error")]
     Error { message: String },
@@ -183,6 +189,8 @@ pub struct MerchantStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PartitionState {
+    /// Not claimed yet.
+    Waiting,
     Recovering,
     Running,
     HandingOver,
@@ -333,6 +341,7 @@ mod cause {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nodes::{FailingCheck, NodePartition};
     use expediter_types::AttemptClass;
 
     fn merchant() -> MerchantId {
@@ -381,6 +390,7 @@ mod tests {
                 ControlRequest::PartitionStatus,
                 r#"{"v":1,"op":"partition.status"}"#,
             ),
+            (ControlRequest::NodeStatus, r#"{"v":1,"op":"node.status"}"#),
         ] {
             assert_eq!(encode_request(&request), json);
             assert_eq!(decode_request(json.as_bytes()).unwrap(), request);
@@ -437,6 +447,23 @@ mod tests {
             in_flight: 0,
             merchants: 1,
         };
+        let node = NodeStatus {
+            node: NodeName::new("n").unwrap(),
+            instance: "a-1-b".into(),
+            version: "0.1.0".into(),
+            partitions: vec![NodePartition {
+                partition: 3,
+                state: PartitionState::Waiting,
+            }],
+            live_nodes: 2,
+            in_flight: 1,
+            capacity: 5_000,
+            ready: false,
+            failing: vec![FailingCheck {
+                check: "partitions".into(),
+                reason: "1 partitions are not running yet".into(),
+            }],
+        };
         for reply in [
             ControlReply::Order(order),
             ControlReply::Merchants {
@@ -450,6 +477,7 @@ mod tests {
                 remaining: 1,
             },
             ControlReply::Partition(partition),
+            ControlReply::Node(node),
             ControlReply::Error {
                 message: "not the owner".into(),
             },

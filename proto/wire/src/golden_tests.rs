@@ -4,6 +4,7 @@ use bytes::Bytes;
 use expediter_types::*;
 use serde_json::Value;
 
+use crate::audit::{AuditRecord, AuditResult, AuditTarget, decode_audit, encode_audit};
 use crate::control::{
     ControlReply, ControlRequest, Decision, MerchantDecision, OrderStatus, Place, decode_decision,
     decode_reply, decode_request, encode_decision, encode_reply, encode_request,
@@ -67,9 +68,9 @@ pub(crate) fn with_unknown_fields(message: &Bytes) -> Bytes {
 fn add_unknown(value: &mut Value) {
     match value {
         Value::Object(map) => {
-            // Any name is a header's name.
+            // Any name is a header's name, or a detail's.
             map.iter_mut()
-                .filter(|(name, _)| *name != "headers")
+                .filter(|(name, _)| !["headers", "details"].contains(&name.as_str()))
                 .for_each(|(_, v)| add_unknown(v));
             map.insert(
                 "a_new_field".into(),
@@ -434,6 +435,27 @@ fn nodes() {
     same(&encode_node(&node), &expected);
     for bytes in [expected.clone(), with_unknown_fields(&expected)] {
         assert_eq!(decode_node(&bytes).unwrap(), node);
+    }
+}
+
+#[test]
+fn audit() {
+    let details = serde_json::json!({
+        "ended": 3, "changes": [{"key": "limits.rate", "from": "20/s", "to": "5/s"}]
+    });
+    let record = AuditRecord {
+        at: Rfc3339(AT),
+        actor: "ann@kitchen".into(),
+        verb: "order.cancel".into(),
+        target: AuditTarget::order(&merchant(), &id("A-17")),
+        reason: "the guest left".into(),
+        result: AuditResult::Failed("it is in flight".into()),
+        details: details.as_object().cloned().unwrap(),
+    };
+    let expected = vector!("audit.json");
+    same(&encode_audit(&record), &expected);
+    for bytes in [expected.clone(), with_unknown_fields(&expected)] {
+        assert_eq!(decode_audit(&bytes).unwrap(), record);
     }
 }
 

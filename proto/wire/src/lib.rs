@@ -8,6 +8,7 @@ mod error;
 mod json;
 mod time;
 
+pub mod audit;
 pub mod control;
 pub mod manifest;
 pub mod nodes;

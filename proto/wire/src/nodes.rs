@@ -1,9 +1,10 @@
-//! A node in the KV bucket NODES: its lease. The key is the node's name.
+//! A node: its lease in the KV bucket NODES, whose key is the node's name, and what it says of itself.
 
 use bytes::Bytes;
 use expediter_types::{NodeName, Partition, UnixMillis};
 use serde::{Deserialize, Serialize};
 
+use crate::control::PartitionState;
 use crate::json::{self, V1, as_text};
 use crate::{Rfc3339, WireError};
 
@@ -59,6 +60,45 @@ pub fn decode_node(bytes: &[u8]) -> Result<NodeRecord, WireError> {
         partitions: node.partitions.into_iter().map(Partition).collect(),
         leaving: node.leaving,
     })
+}
+
+/// How a node stands, as it says itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    #[serde(with = "as_text")]
+    pub node: NodeName,
+    /// As in its lease.
+    pub instance: String,
+    /// Of the program.
+    pub version: String,
+    /// What the map gives it, and what it still gives away.
+    pub partitions: Vec<NodePartition>,
+    /// Nodes that it sees, itself included.
+    pub live_nodes: u64,
+    /// Attempts in flight.
+    pub in_flight: u64,
+    /// Attempts that may be in flight at the same time.
+    pub capacity: u64,
+    /// It could deliver an order that comes now.
+    pub ready: bool,
+    /// Why it is not ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failing: Vec<FailingCheck>,
+}
+
+/// A partition of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePartition {
+    pub partition: u16,
+    pub state: PartitionState,
+}
+
+/// A check of a node's readiness that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailingCheck {
+    /// As `/readyz` names it.
+    pub check: String,
+    pub reason: String,
 }
 
 #[cfg(test)]

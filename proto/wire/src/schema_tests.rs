@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use expediter_types::*;
 use serde_json::Value;
 
+use crate::audit::AuditTarget;
 use crate::golden_tests::vector;
 use crate::{manifest, order, subjects};
 
@@ -131,6 +132,8 @@ fn subjects_and_headers_are_those_of_the_code() {
         subjects::mark_part(p, 1),
         subjects::attempt(p, &m),
         subjects::shift(p),
+        subjects::audit(&AuditTarget::alone("k", "i")),
+        subjects::audit(&AuditTarget::of_merchant("k", "i", &m)),
         subjects::control_partition(p),
         subjects::control_node(&node),
     ];
@@ -141,7 +144,8 @@ fn subjects_and_headers_are_those_of_the_code() {
         .map(|channel| {
             let address = channel["address"].as_str().unwrap();
             let address = address.replace("{p}", "0").replace("{merchant}", "m");
-            address.replace("{node}", "n").replace("{n}", "1")
+            let address = address.replace("{node}", "n").replace("{n}", "1");
+            address.replace("{kind}", "k").replace("{id}", "i")
         });
     assert_eq!(
         addresses.collect::<BTreeSet<_>>(),
@@ -204,6 +208,7 @@ fn golden_vectors_are_as_described() {
         ("registration", vector!("registration.json")),
         ("node", vector!("node.json")),
         ("decision", vector!("decision.json")),
+        ("audit", vector!("audit.json")),
         ("control_request", vector!("control-request.json")),
         ("control_reply", vector!("control-reply.json")),
     ] {

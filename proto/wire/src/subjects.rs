@@ -2,10 +2,14 @@
 
 use expediter_types::{MerchantId, NodeName, Partition, Seq};
 
+use crate::audit::AuditTarget;
+
 /// The log of orders.
 pub const ORDERS: &str = "ORDERS";
 /// Claims, outcomes, dead letters, marks.
 pub const OUTCOMES: &str = "OUTCOMES";
+/// What operators did.
+pub const AUDIT: &str = "AUDIT";
 /// KV: one key a node, the lease.
 pub const NODES: &str = "NODES";
 /// KV: one key a merchant, the registry.
@@ -26,6 +30,9 @@ pub const OUTCOMES_SUBJECTS: [&str; 6] = [
     "attempt.*.*",
     "shift.*",
 ];
+
+/// Subjects of AUDIT.
+pub const AUDIT_SUBJECTS: [&str; 1] = ["audit.>"];
 
 /// Stands for a merchant whose subject token is no merchant id; itself a valid id.
 pub const INVALID_MERCHANT: &str = "_invalid";
@@ -129,6 +136,42 @@ pub fn outcomes_filters(partition: Partition) -> Vec<String> {
         format!("attempt.{p}.*"),
         shift(p),
     ]
+}
+
+/// Where the record about a target stands: `audit.<kind>.<id>`, and for what belongs to a merchant
+/// `audit.<kind>.<merchant>.<id>`. Of the id, bytes other than `A-Z a-z 0-9 _ -` stand as `%XX`.
+#[must_use]
+pub fn audit(target: &AuditTarget) -> String {
+    let (kind, id) = (escaped(&target.kind), escaped(&target.id));
+    match &target.merchant {
+        Some(merchant) if target.kind != "merchant" => format!("audit.{kind}.{merchant}.{id}"),
+        _ => format!("audit.{kind}.{id}"),
+    }
+}
+
+/// Filters of the records about a merchant and what belongs to it.
+#[must_use]
+pub fn audit_filters(merchant: &MerchantId) -> Vec<String> {
+    vec![
+        format!("audit.merchant.{merchant}"),
+        format!("audit.*.{merchant}.*"),
+    ]
+}
+
+/// A subject's token; an empty text is `%`.
+fn escaped(text: &str) -> String {
+    let mut token = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-' {
+            token.push(char::from(byte));
+        } else {
+            token.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    if token.is_empty() {
+        token.push('%');
+    }
+    token
 }
 
 /// `expediter.ctl.partition.<p>`: requests to the owner of a partition.
@@ -260,6 +303,25 @@ mod tests {
             orders_transform(16),
             "orders.{{partition(16,1)}}.{{wildcard(1)}}"
         );
+    }
+
+    #[test]
+    fn any_target_of_an_audit_record_has_a_subject() {
+        let merchant = MerchantId::new("luigis").unwrap();
+        let order = |id| AuditTarget::order(&merchant, &expediter_types::OrderId::new(id).unwrap());
+        for (target, subject) in [
+            (AuditTarget::merchant(&merchant), "audit.merchant.luigis"),
+            (order("A-17"), "audit.order.luigis.A-17"),
+            (order("a.b*>%"), "audit.order.luigis.a%2Eb%2A%3E%25"),
+            (
+                AuditTarget::group("soups & more"),
+                "audit.group.soups%20%26%20more",
+            ),
+            (AuditTarget::credential(""), "audit.credential.%"),
+            (AuditTarget::group("ä"), "audit.group.%C3%A4"),
+        ] {
+            assert_eq!(audit(&target), subject);
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub(crate) mod config;
 mod error;
 mod global;
 pub(crate) mod merchant;
+mod operator;
 pub(crate) mod order;
 mod out;
 pub(crate) mod outcome;

@@ -72,6 +72,7 @@ pub(super) const KEYS: &[Key] = keys! {
     "nats.outcomes_max_bytes": |c, v| c.nats.outcomes_max_bytes => v.size_or_zero(64 * MIB..=64 * TIB)?,
     "nats.outcomes_retention": |c, v| c.nats.outcomes_retention => v.duration(HOUR..=365 * DAY)?,
     "nats.dead_letter_retention": |c, v| c.nats.dead_letter_retention => v.duration(HOUR..=365 * DAY)?,
+    "nats.audit_retention": |c, v| c.nats.audit_retention => v.duration(HOUR..=3_650 * DAY)?,
     "nats.tls.required": |c, v| c.nats.tls.required => v.flag()?,
     "nats.tls.first": |c, v| c.nats.tls.first => v.flag()?,
     "nats.tls.ca_file": |c, v| c.nats.tls.ca_file => v.path()?,

@@ -69,6 +69,7 @@ pub(crate) struct Nats {
     pub(crate) outcomes_max_bytes: u64,
     pub(crate) outcomes_retention: Duration,
     pub(crate) dead_letter_retention: Duration,
+    pub(crate) audit_retention: Duration,
     pub(crate) tls: NatsTls,
 }
 
@@ -168,6 +169,7 @@ impl Default for Nats {
             outcomes_max_bytes: 0,
             outcomes_retention: Duration::from_secs(7 * 86_400),
             dead_letter_retention: Duration::from_secs(30 * 86_400),
+            audit_retention: Duration::from_secs(90 * 86_400),
             tls: NatsTls::default(),
         }
     }

@@ -89,6 +89,7 @@ impl Config {
             replicas: nats.replicas,
             orders_max_bytes: nats.orders_max_bytes,
             outcomes_max_bytes: nats.outcomes_max_bytes,
+            audit_retention: nats.audit_retention,
         }
     }
 

@@ -9,8 +9,9 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
 use super::effects::effects;
-use super::{Actor, sources};
+use super::sources;
 use crate::cli::error::note;
+use crate::cli::operator::Actor;
 use crate::cli::out::Out;
 use crate::cli::owners::Owners;
 use crate::cli::text::{clean, count, now};

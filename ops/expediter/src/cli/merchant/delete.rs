@@ -6,8 +6,9 @@ use expediter_types::{MerchantId, format_duration, parse_duration};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::{Actor, existing};
+use super::existing;
 use crate::cli::error::note;
+use crate::cli::operator::Actor;
 use crate::cli::out::Out;
 use crate::cli::owners::Owners;
 use crate::cli::text::{count, counted};

@@ -51,33 +51,6 @@ pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
     })
 }
 
-/// Who is written down with a change.
-#[derive(Debug, Clone, clap::Args)]
-struct Actor {
-    /// Who is written down with the change [default: user@host]
-    #[arg(long = "actor", value_name = "NAME")]
-    name: Option<String>,
-}
-
-impl Actor {
-    fn name(&self) -> String {
-        let name = self.name.clone().unwrap_or_else(|| {
-            let user = ["USER", "LOGNAME"]
-                .into_iter()
-                .find_map(|name| std::env::var(name).ok());
-            let user = user
-                .filter(|user| !user.is_empty())
-                .unwrap_or_else(|| "somebody".to_owned());
-            let host = rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned();
-            format!("{user}@{host}")
-        });
-        name.chars().filter(|c| !c.is_control()).take(100).collect()
-    }
-}
-
 /// The registry, once it is there.
 async fn registry(connection: &Connection) -> Result<Registry, Error> {
     partitions(connection).await?;

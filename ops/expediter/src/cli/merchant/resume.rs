@@ -5,8 +5,9 @@ use expediter_types::MerchantId;
 use expediter_wire::control::{MerchantState, MerchantStatus};
 use serde::Serialize;
 
-use super::{Actor, existing};
+use super::existing;
 use crate::cli::error::note;
+use crate::cli::operator::Actor;
 use crate::cli::out::Out;
 use crate::cli::owners::Owners;
 use crate::cli::{Error, Global};

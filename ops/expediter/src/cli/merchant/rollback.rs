@@ -4,7 +4,7 @@ use expediter_wire::manifest::{self, Change};
 use expediter_wire::registry::Registration;
 use serde::Serialize;
 
-use super::Actor;
+use crate::cli::operator::Actor;
 use crate::cli::out::Out;
 use crate::cli::text::{clean, now};
 use crate::cli::{Error, Global};
