@@ -25,7 +25,7 @@ use crate::cli;
 use crate::config::Config;
 use crate::control::Control;
 use events::Events;
-use health::NodeHealth;
+pub(crate) use health::NodeHealth;
 
 /// Everything of a node that runs in this process.
 #[derive(Debug)]
@@ -60,22 +60,23 @@ impl RunningNode {
         )?;
         events.set_platform(platform.clone());
         let node = Arc::new(OnceLock::new());
-        let health = NodeHealth {
+        let health = Arc::new(NodeHealth {
+            name: config.node_name(),
             events: Arc::clone(&events),
             platform: platform.clone(),
             node: Arc::clone(&node),
-        };
+        });
         let page = Arc::clone(&metrics);
         let gateway = Gateway::start(
             &config.gateway_options(),
-            Arc::new(health),
+            Arc::clone(&health) as _,
             Arc::new(move || page.render()),
         )?;
         let started = Node::start(
             nats_options(config)?,
             Arc::new(platform.clone()),
             Arc::clone(&directory) as _,
-            Arc::new(Control::new(platform.clone(), config.node_name())),
+            Arc::new(Control::new(platform.clone(), config.node_name(), health)),
             Arc::clone(&events) as _,
         );
         let started = Arc::new(started.await?);

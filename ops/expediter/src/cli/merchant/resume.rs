@@ -2,12 +2,13 @@ use std::time::{Duration, Instant};
 
 use expediter_nats::Registry;
 use expediter_types::MerchantId;
+use expediter_wire::audit::AuditTarget;
 use expediter_wire::control::{MerchantState, MerchantStatus};
 use serde::Serialize;
 
 use super::existing;
 use crate::cli::error::note;
-use crate::cli::operator::Actor;
+use crate::cli::operator::{Actor, Deed, Effect, Operator};
 use crate::cli::out::Out;
 use crate::cli::owners::Owners;
 use crate::cli::{Error, Global};
@@ -48,13 +49,19 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let connection = global.connect().await?;
     existing(&connection, &args.id).await?;
     let owners = Owners::of(&connection).await?;
+    let operator = Operator::new(&connection, &args.actor).await?;
     let before = owners.status(&args.id).await;
-    let mut action = "unchanged";
+    let (mut action, mut recorded) = ("unchanged", Ok(()));
     if before.as_ref().map_or(true, is_stopped) {
         let registry = Registry::new(&connection);
-        registry
-            .resume(&args.id, &args.actor.name(), &args.reason)
-            .await?;
+        let deed = Deed::new("merchant.resume", AuditTarget::merchant(&args.id))
+            .because(&args.reason)
+            .detail("before", before.as_ref().ok().map(|status| status.state));
+        let effect = async {
+            let resumed = registry.resume(&args.id, operator.actor(), &args.reason);
+            Ok(Effect::new(resumed.await?))
+        };
+        ((), recorded) = operator.run(deed, effect).await?;
         action = "resumed";
         let noticed = match &before {
             Ok(_) => is_noticed(&owners, &args.id).await,
@@ -69,13 +76,15 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let mut out = Out::stdout();
     if global.json {
         let before = before.ok().map(|status| status.state);
-        return out.json(&Resumed {
+        out.json(&Resumed {
             merchant: args.id.to_string(),
             action,
             before,
-        });
+        })?;
+    } else {
+        out.line(format_args!("{action}  {}", args.id))?;
     }
-    out.line(format_args!("{action}  {}", args.id))
+    recorded
 }
 
 fn is_stopped(status: &MerchantStatus) -> bool {
