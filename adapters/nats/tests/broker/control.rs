@@ -165,6 +165,12 @@ async fn many_requests_at_once_are_answered_some_at_a_time() {
         tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(asked).is_ok())
     })
     .await;
+    // A former owner that hangs, and has not been noticed, gets every request as well.
+    let hung = connection.client();
+    let hung = hung
+        .queue_subscribe("expediter.ctl.partition.5", "epoch-0".to_owned())
+        .await
+        .unwrap();
     let requests = (0..500).map(|n| {
         let connection = connection.clone();
         async move {
@@ -174,6 +180,7 @@ async fn many_requests_at_once_are_answered_some_at_a_time() {
         }
     });
     join_all(requests).await;
+    drop(hung);
     assert_eq!(slow.most.load(Ordering::SeqCst), 32);
     node.leave().await;
 }

@@ -118,7 +118,8 @@ async fn show(global: &Global, args: Args) -> Result<(), Error> {
     });
     let (sink, items) = mpsc::channel(BUFFERED);
     if args.follow {
-        let following = audit.follow(&filter, since.unwrap_or(TailFrom::Now), &sink);
+        let from = since.unwrap_or(TailFrom::Now);
+        let following = Box::pin(audit.follow(&filter, from, &sink));
         let mut printer = Printer::new(global.json, args.limit);
         return follow(following, items, |item, flush| {
             printer.print(Some(Done::from(item)), line, flush)

@@ -182,7 +182,7 @@ async fn tail(global: &Global, args: Args) -> Result<(), Error> {
         (None, false) => TailFrom::Now,
     };
     let (sink, items) = mpsc::channel(BUFFERED);
-    let following = tail_outcomes(&connection, from, sink);
+    let following = Box::pin(tail_outcomes(&connection, from, sink));
     let mut printer = Printer::new(global.json, args.limit);
     follow(following, items, |item, flush| {
         let wanted = is_wanted(&args, &item).then(|| Ended::from(item));
