@@ -133,7 +133,11 @@ impl MerchantMachine {
     pub fn new(merchant: Arc<Merchant>, limits_since: u64, closure: Option<Closure>) -> Self {
         let limits = &merchant.limits;
         Self {
-            limiter: Limiter::empty_since(limits.rate, limits.burst, limits_since),
+            limiter: Limiter::empty_since(
+                limits.rates.first().copied(),
+                limits.burst,
+                limits_since,
+            ),
             merchant,
             slots: BTreeMap::new(),
             ready: BTreeSet::new(),
@@ -210,7 +214,8 @@ impl MerchantMachine {
     /// Another manifest: limits act at once, and a suspended merchant gets another chance.
     pub fn change(&mut self, merchant: Arc<Merchant>, now: Now) {
         let limits = &merchant.limits;
-        self.limiter.change(limits.rate, limits.burst, now.mono);
+        self.limiter
+            .change(limits.rates.first().copied(), limits.burst, now.mono);
         let reopens = self
             .closure
             .is_some_and(|c| c.because != ClosedBecause::RateLimited);

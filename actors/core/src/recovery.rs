@@ -199,7 +199,10 @@ impl Recovery {
             | EntryBody::Attempts(stamp, _)
             | EntryBody::Mark(stamp, _) => *stamp,
         };
-        if Some(stamp.token) != self.current {
+        // An owner writes of its claim's own incarnation. Of an older one writes a former owner, whose
+        // claim had the same number in an OUTCOMES that was lost.
+        let older = stamp.incarnation.counter < self.state.incarnation.counter;
+        if Some(stamp.token) != self.current || older {
             return;
         }
         if stamp.incarnation.counter > self.state.incarnation.counter {

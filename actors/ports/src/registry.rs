@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use expediter_types::{Merchant, MerchantId};
+use expediter_types::{LimitScope, Merchant, MerchantId, Scope};
 
 /// A merchant's entry in the registry.
 #[derive(Debug, Clone)]
@@ -17,6 +17,10 @@ pub trait RegistrySink: Send + Sync + 'static {
     fn put(&self, entry: Registered);
     /// Deleted.
     fn remove(&self, merchant: &MerchantId);
+    /// The limits of a group or credential were created or changed.
+    fn put_scope(&self, scope: Arc<Scope>);
+    /// They were deleted: its merchants have only their own.
+    fn remove_scope(&self, kind: LimitScope, id: &str);
     /// All that was registered when the follower started was put: unknown now means unknown.
     fn loaded(&self);
     /// Operators let a quarantined merchant go on.

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A merchant that holds fewer attempts than this may use the reserved share.
 const SMALL: u32 = 4;
 
-pub(crate) type Wake = Box<dyn FnOnce() + Send>;
+/// Tells one that waits; false when it is gone, so that the next one is told.
+pub(crate) type Wake = Box<dyn FnOnce() -> bool + Send>;
 
 #[derive(Default)]
 struct Waiting {
@@ -105,6 +106,31 @@ impl Capacity {
         }
     }
 
+    /// Wakes one that waits for each place that it could have: the first one that takes the call.
+    /// Who is woken and starts nothing calls this again for the next one.
+    pub(crate) fn pass_on(&self) {
+        // While held nobody could use it, and the end of that wakes all.
+        while !self.held.load(Ordering::Acquire) {
+            let wake = {
+                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let now = self.in_flight.load(Ordering::Acquire);
+                if now >= self.limit {
+                    return;
+                }
+                waiting.small.pop_front().or_else(|| {
+                    (now < self.open_to_all)
+                        .then(|| waiting.large.pop_front())
+                        .flatten()
+                })
+            };
+            // Called without the lock: it may give back places of its own.
+            let Some(wake) = wake else { return };
+            if wake() {
+                return;
+            }
+        }
+    }
+
     /// A merchant that holds so many waits among those who hold little.
     pub(crate) fn is_small(held: u32) -> bool {
         held < SMALL
@@ -126,22 +152,8 @@ impl Capacity {
 impl Drop for Permit {
     fn drop(&mut self) {
         let capacity = &self.0;
-        let now = capacity.in_flight.fetch_sub(1, Ordering::AcqRel) - 1;
-        let mut waiting = capacity
-            .waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let wake = waiting.small.pop_front().or_else(|| {
-            if now < capacity.open_to_all {
-                waiting.large.pop_front()
-            } else {
-                None
-            }
-        });
-        drop(waiting);
-        if let Some(wake) = wake {
-            wake();
-        }
+        capacity.in_flight.fetch_sub(1, Ordering::AcqRel);
+        capacity.pass_on();
     }
 }
 
@@ -157,6 +169,7 @@ mod tests {
             let woken = Arc::clone(&woken);
             Box::new(move || {
                 woken.fetch_add(1, Ordering::Relaxed);
+                true
             }) as Wake
         };
         let mut large: Vec<_> = (0..9).filter_map(|_| capacity.take(50)).collect();
@@ -168,11 +181,7 @@ mod tests {
         capacity.hold(true);
         drop(large.pop());
         assert!(capacity.take(0).is_none(), "held");
-        assert_eq!(
-            woken.load(Ordering::Relaxed),
-            1,
-            "who waits is woken, and finds it held"
-        );
+        assert_eq!(woken.load(Ordering::Relaxed), 0, "nobody is woken in vain");
         assert!(capacity.wait(50, wake()).is_none());
         capacity.hold(false);
         assert_eq!(woken.load(Ordering::Relaxed), 3, "all that wait are woken");
@@ -188,5 +197,34 @@ mod tests {
         );
         large.truncate(6);
         assert_eq!(woken.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_wake_that_nobody_takes_goes_to_the_next() {
+        let capacity = Capacity::new(10);
+        let mut held: Vec<_> = (0..10).filter_map(|_| capacity.take(0)).collect();
+        let woken = Arc::new(AtomicUsize::new(0));
+        assert!(capacity.wait(0, Box::new(|| false)).is_none());
+        for small in [0, 50] {
+            let woken = Arc::clone(&woken);
+            let wake = Box::new(move || {
+                woken.fetch_add(1, Ordering::Relaxed);
+                true
+            });
+            assert!(capacity.wait(small, wake).is_none());
+        }
+        drop(held.pop());
+        assert_eq!(woken.load(Ordering::Relaxed), 1, "the first one is gone");
+        held.truncate(7);
+        assert_eq!(woken.load(Ordering::Relaxed), 2);
+        let last = capacity.take(0);
+        let again = Arc::clone(&woken);
+        let wake = Box::new(move || {
+            again.fetch_add(1, Ordering::Relaxed);
+            true
+        });
+        assert!(last.is_some() && capacity.wait(50, wake).is_none());
+        held.pop();
+        assert_eq!(woken.load(Ordering::Relaxed), 3);
     }
 }

@@ -143,6 +143,8 @@ impl MerchantActor {
         match catch_unwind(AssertUnwindSafe(|| self.run(step, now, ctx))) {
             Ok(report) => self.report(report),
             Err(_) => {
+                // The step may have been a wake-up.
+                self.capacity.pass_on();
                 let (merchant, incarnation) = (self.id.clone(), self.incarnation);
                 let panicked = Input::Panicked {
                     merchant,
@@ -159,6 +161,7 @@ impl MerchantActor {
         if let Some(hook) = &self.hook {
             hook(&self.id, &step);
         }
+        let woken = matches!(step, Step::Capacity { .. });
         match step {
             Step::Offer(offer) => self.machine.offer(offer),
             Step::Answer {
@@ -177,6 +180,10 @@ impl MerchantActor {
             Step::Capacity { small } => self.waits[usize::from(small)] = false,
         }
         let (starts, permits) = self.advance(now, ctx);
+        if woken && (starts.is_empty() || self.waits == [false; 2]) {
+            // The place is another's, when there is one still.
+            self.capacity.pass_on();
+        }
         let effects = self.machine.take_effects();
         Stepped {
             starts,
@@ -221,9 +228,7 @@ impl MerchantActor {
             return None;
         }
         let address = ctx.address();
-        let wake = Box::new(move || {
-            let _actor_ended = address.try_send(Step::Capacity { small }).is_err();
-        });
+        let wake = Box::new(move || address.try_send(Step::Capacity { small }).is_ok());
         let permit = self.capacity.wait(held, wake);
         if permit.is_some() {
             self.waits[usize::from(small)] = false;
@@ -280,6 +285,11 @@ impl Actor for MerchantActor {
         if !self.machine.is_empty() {
             self.step(Step::Poke, ctx);
         }
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        // A wake-up may lie in the mailbox.
+        self.capacity.pass_on();
     }
 }
 

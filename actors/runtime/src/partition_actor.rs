@@ -11,7 +11,9 @@ use expediter_core::partition::{
     Acked, Command, Drained, Event, Load, Loaded, PartitionMachine, Report,
 };
 use expediter_ports::{AttemptRequest, Courier, IntakeBatch, PartitionLog, Purge, Stop, Stopped};
-use expediter_types::{Answer, AttemptClass, Merchant, MerchantId, Partition, Record, Seq};
+use expediter_types::{
+    Answer, AttemptClass, ClosedBecause, Merchant, MerchantId, Partition, Record, Seq,
+};
 use futures::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -34,8 +36,8 @@ pub struct PartitionGauges {
     pub stored: AtomicU64,
     pub active_merchants: AtomicUsize,
     pub quarantined: AtomicUsize,
-    /// Closed merchants: rate limited, suspended, misconfigured.
-    pub closed: [AtomicUsize; 3],
+    /// Closed merchants, by [`ClosedBecause`].
+    pub closed: [AtomicUsize; ClosedBecause::ALL.len()],
     /// Merchants that have orders and are not registered.
     pub unknown: AtomicUsize,
     pub unaccounted: AtomicI64,
@@ -584,7 +586,7 @@ impl PartitionActor {
         gauges
             .unconfirmed
             .store(machine.unconfirmed(), Ordering::Relaxed);
-        let mut closed = [0; 3];
+        let mut closed = [0; ClosedBecause::ALL.len()];
         for because in machine.closed_merchants(Clock::now()) {
             closed[because as usize] += 1;
         }

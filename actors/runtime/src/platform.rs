@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use actix::Addr;
 use expediter_core::partition::{Event, PartitionConfig, PartitionMachine};
-use expediter_core::store::{Gate, PartitionMeta, StoredPartition};
+use expediter_core::recovery::Recovered;
+use expediter_core::store::{Gate, PartitionMeta, StoreBatch, StoreOp, StoredPartition};
 use expediter_core::{Order, Stored};
 use expediter_ports::{
     BoxFuture, Courier, IntakeBatch, IntakeClosed, LogState, MerchantStore, Opened, PartitionHost,
     PartitionIntake, PartitionLog, StartPartition, Stop, Stopped, StoreError,
 };
-use expediter_types::{MerchantId, Partition, Seq};
+use expediter_types::{ClosedBecause, MerchantId, Partition, Seq};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::capacity::Capacity;
@@ -106,8 +107,8 @@ pub struct Snapshot {
     pub stored: u64,
     pub active_merchants: usize,
     pub quarantined: usize,
-    /// Closed merchants: rate limited, suspended, misconfigured.
-    pub closed: [usize; 3],
+    /// Closed merchants, by [`ClosedBecause`].
+    pub closed: [usize; ClosedBecause::ALL.len()],
     /// Merchants that have orders and are not registered.
     pub unknown: usize,
     pub unaccounted: i64,
@@ -407,8 +408,20 @@ impl Inner {
         };
         if let Some(meta) = stored.meta {
             let lost = meta.incarnation != recovered.stamp.incarnation;
-            let known = recovered.replaced_epoch == 0 || recovered.replaced_epoch == meta.epoch;
-            if lost && known {
+            if lost && followed(&meta, &recovered) {
+                // Until all is published, this copy is the only one: whoever claims next on this
+                // node, also after a crash, finds by the epoch that it still has to be.
+                let noted = PartitionMeta {
+                    epoch: recovered.stamp.token,
+                    ..meta
+                };
+                let note = StoreBatch {
+                    partition,
+                    ops: vec![StoreOp::Meta(noted)],
+                };
+                self.on_store(move |store| store.commit(&[note]))
+                    .await
+                    .ok_or("the store failed")?;
                 let republished = self
                     .republish(partition, &stored, recovered.cut, &log)
                     .await?;
@@ -533,6 +546,16 @@ impl PartitionHost for Platform {
             stopped
         })
     }
+}
+
+/// Whether nobody took the lost log's orders between the store's epoch and the loss: the epoch that
+/// was replaced, or the one before a claim that found the loss and ended before it could say so in
+/// the store.
+fn followed(meta: &PartitionMeta, recovered: &Recovered) -> bool {
+    let found_before = recovered.replaced.as_ref().is_some_and(|claim| {
+        claim.incarnation.counter > meta.incarnation.counter && claim.replaces == meta.epoch
+    });
+    found_before || recovered.replaced_epoch == 0 || recovered.replaced_epoch == meta.epoch
 }
 
 #[derive(Debug)]

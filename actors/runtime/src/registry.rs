@@ -3,10 +3,11 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use expediter_core::partition::Directory;
 use expediter_ports::{Registered, RegistrySink};
-use expediter_types::{Merchant, MerchantId};
+use expediter_types::{LimitScope, Merchant, MerchantId, Scope};
 use tokio::sync::watch;
 
 type Listener = Box<dyn Fn(&MerchantId, Change) + Send + Sync>;
+type ScopeListener = Box<dyn Fn(LimitScope, &str, Option<Arc<Scope>>) + Send + Sync>;
 
 /// What happened to a merchant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,8 +19,10 @@ pub(crate) enum Change {
 /// Every registered merchant, shared by all partitions of the process.
 pub struct MerchantDirectory {
     merchants: RwLock<HashMap<MerchantId, Registered>>,
+    scopes: RwLock<HashMap<(LimitScope, String), Arc<Scope>>>,
     loaded: watch::Sender<bool>,
     listener: Mutex<Option<Listener>>,
+    scope_listeners: Mutex<Vec<ScopeListener>>,
 }
 
 impl std::fmt::Debug for MerchantDirectory {
@@ -34,8 +37,10 @@ impl Default for MerchantDirectory {
     fn default() -> Self {
         Self {
             merchants: RwLock::default(),
+            scopes: RwLock::default(),
             loaded: watch::Sender::new(false),
             listener: Mutex::new(None),
+            scope_listeners: Mutex::default(),
         }
     }
 }
@@ -81,6 +86,39 @@ impl MerchantDirectory {
 
     pub(crate) fn listen(&self, listener: Listener) {
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
+    }
+
+    /// The limits of a group or credential; `None` when it has none.
+    #[must_use]
+    pub fn scope(&self, kind: LimitScope, id: &str) -> Option<Arc<Scope>> {
+        let scopes = self.scopes.read().unwrap_or_else(PoisonError::into_inner);
+        scopes.get(&(kind, id.to_owned())).cloned()
+    }
+
+    /// All limits of groups and credentials, in no order.
+    #[must_use]
+    pub fn scopes(&self) -> Vec<Arc<Scope>> {
+        let scopes = self.scopes.read().unwrap_or_else(PoisonError::into_inner);
+        scopes.values().cloned().collect()
+    }
+
+    /// Calls `listener` for each change of a group's or credential's limits from now on, after
+    /// [`MerchantDirectory::scope`] has it; `None`: deleted. It runs on the follower's task and must
+    /// not block.
+    pub fn listen_scopes(
+        &self,
+        listener: impl Fn(LimitScope, &str, Option<Arc<Scope>>) + Send + Sync + 'static,
+    ) {
+        let listeners = self.scope_listeners.lock();
+        let mut listeners = listeners.unwrap_or_else(PoisonError::into_inner);
+        listeners.push(Box::new(listener));
+    }
+
+    fn tell_scope(&self, kind: LimitScope, id: &str, scope: Option<&Arc<Scope>>) {
+        let listeners = self.scope_listeners.lock();
+        for listener in listeners.unwrap_or_else(PoisonError::into_inner).iter() {
+            listener(kind, id, scope.cloned());
+        }
     }
 
     fn tell(&self, merchant: &MerchantId, change: Change) {
@@ -133,11 +171,71 @@ impl RegistrySink for MerchantDirectory {
         }
     }
 
+    fn put_scope(&self, scope: Arc<Scope>) {
+        let key = (scope.kind, scope.id.clone());
+        let before = {
+            let mut scopes = self.scopes.write().unwrap_or_else(PoisonError::into_inner);
+            scopes.insert(key, scope.clone())
+        };
+        if before.as_ref() != Some(&scope) {
+            self.tell_scope(scope.kind, &scope.id, Some(&scope));
+        }
+    }
+
+    fn remove_scope(&self, kind: LimitScope, id: &str) {
+        let gone = {
+            let mut scopes = self.scopes.write().unwrap_or_else(PoisonError::into_inner);
+            scopes.remove(&(kind, id.to_owned())).is_some()
+        };
+        if gone {
+            self.tell_scope(kind, id, None);
+        }
+    }
+
     fn loaded(&self) {
         self.loaded.send_replace(true);
     }
 
     fn resume(&self, merchant: &MerchantId) {
         self.tell(merchant, Change::Resume);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_are_there_before_their_change_is_told() {
+        let directory = MerchantDirectory::new();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let (seen, list) = (Arc::downgrade(&directory), told.clone());
+        directory.listen_scopes(move |kind, id, scope| {
+            let there = seen.upgrade().unwrap().scope(kind, id);
+            assert_eq!(there, scope);
+            list.lock()
+                .unwrap()
+                .push((id.to_owned(), scope.map(|s| s.burst)));
+        });
+        let scope = |burst| {
+            Arc::new(Scope {
+                kind: LimitScope::Group,
+                id: "pizza".to_owned(),
+                rates: Vec::new(),
+                burst,
+                concurrency: Some(1),
+            })
+        };
+        directory.put_scope(scope(1));
+        directory.put_scope(scope(1));
+        directory.put_scope(scope(2));
+        directory.remove_scope(LimitScope::Credential, "pizza");
+        directory.remove_scope(LimitScope::Group, "pizza");
+        let pizza = || "pizza".to_owned();
+        assert_eq!(
+            *told.lock().unwrap(),
+            [(pizza(), Some(1)), (pizza(), Some(2)), (pizza(), None)]
+        );
+        assert!(directory.scopes().is_empty());
     }
 }

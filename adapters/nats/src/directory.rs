@@ -5,10 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use bytes::Bytes;
 use expediter_ports::{Registered, RegistrySink};
-use expediter_types::{Merchant, MerchantId, NodeName};
+use expediter_types::{LimitScope, Merchant, MerchantId, NodeName, Scope};
 use expediter_wire::control::{Decision, decode_decision, parse_decision_key};
-use expediter_wire::registry::{Registration, decode_registration, encode_registration};
+use expediter_wire::registry::{
+    Registration, ScopeRegistration, decode_registration, decode_scope, encode_registration,
+    encode_scope, parse_scope_key, scope_key,
+};
 use expediter_wire::subjects;
 use futures::StreamExt;
 use tokio::sync::watch;
@@ -40,6 +44,7 @@ pub(crate) async fn follow_merchants(
         sink,
         loaded,
         known: HashMap::new(),
+        scopes: HashMap::new(),
     };
     follow(&broker, what, directory).await;
 }
@@ -69,12 +74,43 @@ struct Directory {
     loaded: watch::Sender<bool>,
     /// What would be put back if the broker lost it.
     known: HashMap<MerchantId, Arc<Merchant>>,
+    scopes: HashMap<(LimitScope, String), Arc<Scope>>,
+}
+
+impl Directory {
+    fn scope(&mut self, kind: LimitScope, id: &str, op: Op) {
+        let Op::Put(value) = op else {
+            if self.scopes.remove(&(kind, id.to_owned())).is_some() {
+                self.sink.remove_scope(kind, id);
+            }
+            return;
+        };
+        match decode_scope(kind, &value) {
+            Ok(ScopeRegistration { scope, .. }) if scope.id == id => {
+                let scope = Arc::new(scope);
+                self.scopes.insert((kind, id.to_owned()), scope.clone());
+                self.sink.put_scope(scope);
+            }
+            Ok(ScopeRegistration { scope, .. }) => {
+                let inside = scope.id;
+                tracing::error!(key = scope_key(kind, id), %inside, "a registry entry is of another name");
+            }
+            // What was there before still holds.
+            Err(error) => {
+                let key = scope_key(kind, id);
+                tracing::error!(key, error = chain(&error), "an entry is not readable");
+            }
+        }
+    }
 }
 
 impl Sink for Directory {
     fn change(&mut self, change: Change) {
+        if let Some((kind, id)) = parse_scope_key(&change.key) {
+            return self.scope(kind, id, change.op);
+        }
         let Ok(id) = MerchantId::new(&change.key) else {
-            tracing::warn!(key = change.key, "a key of MERCHANTS names no merchant");
+            tracing::warn!(key = change.key, "a key of MERCHANTS names nothing known");
             return;
         };
         let Op::Put(value) = change.op else {
@@ -111,39 +147,68 @@ impl Sink for Directory {
     }
 
     async fn recreated(&mut self) {
-        let count = self.known.len();
+        let count = self.known.len() + self.scopes.len();
         tracing::error!(
             count,
             "the broker has lost the registry: putting back what is known"
         );
-        let restore = self.known.values().cloned().map(|merchant| {
-            let (broker, node) = (&self.broker, &self.node);
-            async move { restore(broker, node, &merchant).await }
+        let actor = format!("node {}, after the broker lost it", self.node);
+        let scopes = self.scopes.values().cloned().map(Kept::Scope);
+        let merchants = self.known.values().cloned().map(Kept::Merchant);
+        let restore = scopes.chain(merchants).map(|kept| {
+            let (broker, actor) = (&self.broker, &actor);
+            async move {
+                let (key, value) = kept.entry(actor);
+                restore(broker, &key, value).await;
+            }
         });
         let restored = futures::stream::iter(restore).buffer_unordered(WIDTH);
         restored.for_each(|()| std::future::ready(())).await;
     }
 }
 
+/// What was registered.
+enum Kept {
+    Merchant(Arc<Merchant>),
+    Scope(Arc<Scope>),
+}
+
+impl Kept {
+    /// Key and value.
+    fn entry(self, actor: &str) -> (String, Bytes) {
+        let (actor, at) = (actor.to_owned(), wall());
+        match self {
+            Self::Merchant(merchant) => {
+                let registration = Registration {
+                    merchant: Merchant::clone(&merchant),
+                    actor,
+                    at,
+                    rolled_back_from: None,
+                };
+                (merchant.id.to_string(), encode_registration(&registration))
+            }
+            Self::Scope(scope) => {
+                let registration = ScopeRegistration {
+                    scope: Scope::clone(&scope),
+                    actor,
+                    at,
+                };
+                let key = scope_key(scope.kind, &scope.id);
+                (key, encode_scope(&registration))
+            }
+        }
+    }
+}
+
 /// Creates only: another node, or a person, may have been faster.
-async fn restore(broker: &Broker, node: &NodeName, merchant: &Merchant) {
-    let registration = Registration {
-        merchant: merchant.clone(),
-        actor: format!("node {node}, after the broker lost it"),
-        at: wall(),
-        rolled_back_from: None,
-    };
-    let value = encode_registration(&registration);
+async fn restore(broker: &Broker, key: &str, value: Bytes) {
     for _ in 0..5 {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
-        match broker
-            .publish(subject(&merchant.id), headers, value.clone())
-            .await
-        {
+        match broker.publish(subject(key), headers, value.clone()).await {
             Ok(_) | Err(NoAck::WrongLast { .. }) => return,
             Err(error) => {
-                tracing::warn!(merchant = %merchant.id, %error, "was not put back; trying again");
+                tracing::warn!(key, %error, "was not put back; trying again");
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
         }

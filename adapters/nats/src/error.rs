@@ -1,7 +1,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use expediter_types::{MerchantId, NodeName, Partition, Seq, UnixMillis};
+use expediter_types::{NodeName, Partition, Seq, UnixMillis};
 
 pub(crate) type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -47,9 +47,10 @@ pub enum Error {
     #[error("there is no node {node}")]
     NoNode { node: NodeName },
     /// Somebody changed the entry since it was read.
-    #[error("merchant {merchant} was changed by {actor} (revision {revision}, time {at})")]
+    #[error("{key} was changed by {actor} (revision {revision}, time {at})")]
     Conflict {
-        merchant: MerchantId,
+        /// A merchant's id, `group/<name>` or `credential/<name>`.
+        key: String,
         actor: String,
         at: UnixMillis,
         revision: u64,

@@ -16,6 +16,7 @@ use crate::broker::{Broker, StreamState};
 use crate::error::chain;
 use crate::identity::{Identity, Witness, check};
 use crate::log::LogView;
+use crate::quiet::Quiet;
 use crate::reader::{Broken, Delivered, From, Reader, ReaderOptions};
 use crate::{Error, NodeEvents};
 
@@ -28,8 +29,6 @@ const BEHIND: u64 = 1_000;
 const BEHIND_FOR: Duration = Duration::from_millis(500);
 /// The main reader has caught up.
 const NEAR: u64 = 256;
-/// A message that the leader has and the reader does not deliver for so many looks.
-const STALLED: u32 = 3;
 /// A claim that was not found so often, over some seconds, is lost.
 const CLAIM_MISSING: u32 = 8;
 
@@ -160,8 +159,8 @@ impl Intake {
         let opened = Instant::now();
         let mut link = self.broker.connection.watch();
         let connects = link.borrow_and_update().connects;
-        let mut quiet = true;
-        let mut stalled: Option<(Seq, u32)> = None;
+        // `None`: something was delivered since the last look.
+        let mut quiet = Some(Quiet::default());
         if reader.pending_at_start() > FAR_BEHIND {
             fresh.spawn(self.fresh_tail(pending.clone()).await?);
         }
@@ -172,7 +171,7 @@ impl Intake {
                     let (batch, broken) = self.gather(&mut reader, delivered?, &pending);
                     // First of all: what was gathered counts as taken, and nothing may drop it.
                     self.hand_over(batch).await?;
-                    quiet = false;
+                    quiet = None;
                     let behind = pending.load(Ordering::Relaxed) > BEHIND;
                     if behind && fresh.is_empty() && opened.elapsed() > BEHIND_FOR {
                         fresh.spawn(self.fresh_tail(pending.clone()).await?);
@@ -195,10 +194,9 @@ impl Intake {
                     if view.generation != generation {
                         return Err(Interrupted::Reader("the log may be another".into()));
                     }
-                    if std::mem::replace(&mut quiet, true) {
-                        self.idle(view.state, &mut stalled).await?;
-                    } else {
-                        stalled = None;
+                    match &mut quiet {
+                        Some(quiet) => self.idle(view, quiet).await?,
+                        None => quiet = Some(Quiet::default()),
                     }
                 }
             }
@@ -263,12 +261,17 @@ impl Intake {
 
     /// Nothing came since the last look: asks the stream's leader whether anything is there. The
     /// consumer's own count says nothing, it may sit on a replica that lags behind.
-    async fn idle(
-        &mut self,
-        state: StreamState,
-        stalled: &mut Option<(Seq, u32)>,
-    ) -> Result<(), Interrupted> {
-        if state.created != self.incarnation.created || state.last <= self.taken {
+    async fn idle(&mut self, view: LogView, quiet: &mut Quiet) -> Result<(), Interrupted> {
+        let state = view.state;
+        if state.created != self.incarnation.created {
+            return Ok(());
+        }
+        if let Some(before) = quiet.confirmed(&view) {
+            self.witness
+                .send_modify(|witness| witness.advance(before.last, before.last_at));
+            self.pass(before.last).await?;
+        }
+        if state.last <= self.taken || quiet.awaits() {
             return Ok(());
         }
         let filter = subjects::orders_filter(self.partition);
@@ -276,37 +279,31 @@ impl Intake {
             .broker
             .next(subjects::ORDERS, &filter, self.taken + 1)
             .await;
-        let next = next.map_err(|error| Interrupted::Reader(chain(&error)))?;
-        let none_below = match next {
-            None => {
-                *stalled = None;
-                self.witness
-                    .send_modify(|witness| witness.advance(state.last, state.last_at));
-                state.last
-            }
+        match next.map_err(|error| Interrupted::Reader(chain(&error)))? {
+            None => quiet.nothing(view, Instant::now()),
             Some(message) => {
-                let looks = match *stalled {
-                    Some((seq, looks)) if seq == message.sequence => looks + 1,
-                    _ => 1,
-                };
-                if looks >= STALLED {
+                if quiet.undelivered(message.sequence) {
                     return Err(Interrupted::Reader("the reader stands still".into()));
                 }
-                *stalled = Some((message.sequence, looks));
                 // What came after the look is not judged by it.
-                (message.sequence - 1).min(state.last)
+                self.pass((message.sequence - 1).min(state.last)).await?;
             }
-        };
-        if none_below > self.taken {
-            self.taken = none_below;
-            self.hand_over(IntakeBatch {
-                source: IntakeSource::Main,
-                messages: Vec::new(),
-                pending_none_below: Some(none_below),
-            })
-            .await?;
         }
         Ok(())
+    }
+
+    /// Nothing of the partition lies above what was taken up to there.
+    async fn pass(&mut self, none_below: Seq) -> Result<(), Interrupted> {
+        if none_below <= self.taken {
+            return Ok(());
+        }
+        self.taken = none_below;
+        self.hand_over(IntakeBatch {
+            source: IntakeSource::Main,
+            messages: Vec::new(),
+            pending_none_below: Some(none_below),
+        })
+        .await
     }
 
     /// Reads what is new while the main reader is far behind.

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::datetime::DateTime;
 use expediter_wire::subjects;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::broker::{Broker, StreamState};
 use crate::error::chain;
@@ -16,12 +18,39 @@ const EVERY: Duration = Duration::from_secs(1);
 const ALL: u32 = 30;
 
 /// ORDERS as it was at the last look.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LogView {
     pub(crate) state: StreamState,
     /// Rises when the log is found to be another one.
     pub(crate) generation: u64,
+    /// Rises when the looks are answered by another leader, or by the same one elected again.
+    pub(crate) leadership: u64,
+    /// When the look began.
+    pub(crate) asked: Instant,
 }
+
+impl LogView {
+    /// Before the first look.
+    pub(crate) fn none() -> Self {
+        Self {
+            state: StreamState::default(),
+            generation: 0,
+            leadership: 0,
+            asked: Instant::now(),
+        }
+    }
+}
+
+/// One look's answer.
+struct Look {
+    state: StreamState,
+    led: Led,
+    /// It is not the log that was seen before.
+    lost: bool,
+}
+
+/// Name and election of the leader that answered; nothing where a stream is not replicated.
+type Led = Option<(Option<String>, Option<DateTime>)>;
 
 /// How full OUTCOMES is, is asked with every so manieth look.
 const FILL: u32 = 5;
@@ -35,6 +64,7 @@ pub(crate) async fn look(
     view: watch::Sender<LogView>,
 ) {
     let mut witness: Option<Witness> = None;
+    let mut led: Led = None;
     let mut interval = tokio::time::interval(EVERY);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for look in 1_u32.. {
@@ -51,12 +81,17 @@ pub(crate) async fn look(
                 }
             }
         }
+        let asked = Instant::now();
         match once(&broker, &topology, &mut witness).await {
-            Ok((state, lost)) => {
-                events.log_size(state.messages, state.bytes);
+            Ok(look) => {
+                events.log_size(look.state.messages, look.state.bytes);
+                let another = led != look.led;
+                led = look.led;
                 view.send_modify(|view| {
-                    view.state = state;
-                    view.generation += u64::from(lost);
+                    view.state = look.state;
+                    view.generation += u64::from(look.lost);
+                    view.leadership += u64::from(another);
+                    view.asked = asked;
                 });
             }
             Err(error) => tracing::debug!(error = chain(&error), "ORDERS cannot be looked at"),
@@ -68,15 +103,22 @@ async fn once(
     broker: &Broker,
     topology: &Topology,
     witness: &mut Option<Witness>,
-) -> Result<(StreamState, bool), Error> {
-    let state = match broker.state(subjects::ORDERS).await {
-        Err(Error::NoStream { .. }) => {
+) -> Result<Look, Error> {
+    let info = match broker.info(subjects::ORDERS).await? {
+        Some(info) => info,
+        None => {
             tracing::error!("the broker has lost its streams: creating them anew");
             mend(broker, topology).await;
-            broker.state(subjects::ORDERS).await?
+            let info = broker.info(subjects::ORDERS).await?;
+            info.ok_or_else(|| Error::NoStream {
+                stream: subjects::ORDERS.to_owned(),
+            })?
         }
-        other => other?,
     };
+    let state = StreamState::from(&info);
+    let led = info
+        .cluster
+        .map(|cluster| (cluster.leader, cluster.leader_since));
     let lost = match witness {
         None => false,
         Some(witness) => check(broker, witness).await? != Identity::Same,
@@ -97,7 +139,7 @@ async fn once(
     {
         witness.advance(state.last, state.last_at);
     }
-    Ok((state, lost))
+    Ok(Look { state, led, lost })
 }
 
 /// Makes what is missing; what differs is somebody's doing, and left alone.

@@ -150,7 +150,7 @@ impl Node {
         let (stop_lease, lease_stops) = watch::channel(false);
         let (members_in, members) = members::channel();
         let (loaded_in, registry_loaded) = watch::channel(false);
-        let (view_in, view) = watch::channel(log::LogView::default());
+        let (view_in, view) = watch::channel(log::LogView::none());
         let (failure_in, failure) = watch::channel(None);
         let (owning_in, owning) = watch::channel(true);
         let (leased_in, leased) = watch::channel(true);

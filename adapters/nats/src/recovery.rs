@@ -94,10 +94,15 @@ async fn once(
     whole: bool,
 ) -> Result<Result<Recovered, Incomplete>, Error> {
     let newest = newest(broker, claimed).await?;
-    let trusted = claimed
-        .meta
-        .is_some_and(|meta| meta.epoch == claimed.replaced_epoch() && meta.epoch > 0);
-    let from = match newest.mark {
+    // The store of another log is dropped, and with it the ids it knows.
+    let trusted = claimed.meta.is_some_and(|meta| {
+        meta.epoch == claimed.replaced_epoch()
+            && meta.epoch > 0
+            && meta.incarnation == claimed.claim.incarnation
+    });
+    // One that covers what is not there yet is of an OUTCOMES that was lost.
+    let mark = newest.mark.filter(|mark| mark.covers < claimed.token);
+    let from = match mark {
         Some(mark) if !whole && trusted => mark.covers + 1,
         Some(mark) if !whole => mark.repeats_from.min(mark.covers + 1).max(1),
         _ => 1,

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use expediter_types::{Merchant, MerchantId, Seq, UnixMillis};
+use expediter_types::{LimitScope, Merchant, MerchantId, UnixMillis};
 use expediter_wire::control::{self, Decision, MerchantDecision};
-use expediter_wire::registry::{Registration, decode_registration, encode_registration};
+use expediter_wire::registry::{
+    Registration, ScopeRegistration, decode_registration, decode_scope, encode_registration,
+    encode_scope, parse_scope_key, scope_key,
+};
 use expediter_wire::{Rfc3339, parse_rfc3339, subjects};
 
 use crate::broker::{Broker, NoAck};
@@ -23,6 +26,14 @@ const AT: &str = "Expediter-At";
 #[derive(Debug, Clone, PartialEq)]
 pub struct RegistryEntry {
     pub registration: Registration,
+    /// Expected by the next change.
+    pub revision: u64,
+}
+
+/// The registered limits of a group or credential.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScopeEntry {
+    pub registration: ScopeRegistration,
     /// Expected by the next change.
     pub revision: u64,
 }
@@ -63,15 +74,30 @@ impl Registry {
     /// # Errors
     /// No bucket, no broker, an entry that only a newer version can read.
     pub async fn list(&self) -> Result<Vec<RegistryEntry>, Error> {
-        let messages = self.read(">", From::Newest).await?;
-        let changes = messages
-            .into_iter()
-            .filter_map(|message| change(&message).transpose());
         let mut entries = Vec::new();
-        for change in changes {
-            entries.extend(entry(change?));
+        for value in self.read(">", From::Newest).await? {
+            if let Some(id) = value.merchant() {
+                entries.extend(entry(value.change(&id)?));
+            }
         }
         entries.sort_by(|a, b| a.registration.merchant.id.cmp(&b.registration.merchant.id));
+        Ok(entries)
+    }
+
+    /// The limits of all groups and credentials, groups first, by name.
+    ///
+    /// # Errors
+    /// As [`Registry::list`].
+    pub async fn scopes(&self) -> Result<Vec<ScopeEntry>, Error> {
+        let mut entries = Vec::new();
+        for value in self.read("*", From::Newest).await? {
+            entries.extend(value.scope()?);
+        }
+        let by = |entry: &ScopeEntry| {
+            let scope = &entry.registration.scope;
+            (scope.kind, scope.id.clone())
+        };
+        entries.sort_by_key(by);
         Ok(entries)
     }
 
@@ -80,7 +106,22 @@ impl Registry {
     /// # Errors
     /// As [`Registry::list`].
     pub async fn get(&self, id: &MerchantId) -> Result<Option<RegistryEntry>, Error> {
-        Ok(self.newest(id).await?.and_then(entry))
+        let newest = self.newest(id.as_str()).await?;
+        Ok(match newest {
+            Some(value) => entry(value.change(id)?),
+            None => None,
+        })
+    }
+
+    /// The limits of a group or credential; `None` when it has none.
+    ///
+    /// # Errors
+    /// As [`Registry::list`].
+    pub async fn scope(&self, kind: LimitScope, id: &str) -> Result<Option<ScopeEntry>, Error> {
+        match self.newest(&scope_key(kind, id)).await? {
+            Some(value) => value.scope(),
+            None => Ok(None),
+        }
     }
 
     /// Creates (`expected` 0) or changes (`expected`: the revision it replaces) a merchant. Gives the
@@ -91,7 +132,22 @@ impl Registry {
     pub async fn put(&self, registration: &Registration, expected: u64) -> Result<u64, Error> {
         let id = &registration.merchant.id;
         let value = encode_registration(registration);
-        self.write(id, HeaderMap::new(), value, expected).await
+        self.write(id.as_str(), HeaderMap::new(), value, expected)
+            .await
+    }
+
+    /// Creates or changes the limits of a group or credential, as [`Registry::put`] a merchant.
+    ///
+    /// # Errors
+    /// As [`Registry::put`].
+    pub async fn put_scope(
+        &self,
+        registration: &ScopeRegistration,
+        expected: u64,
+    ) -> Result<u64, Error> {
+        let key = scope_key(registration.scope.kind, &registration.scope.id);
+        let value = encode_scope(registration);
+        self.write(&key, HeaderMap::new(), value, expected).await
     }
 
     /// Deletes a merchant of that revision.
@@ -99,13 +155,30 @@ impl Registry {
     /// # Errors
     /// As [`Registry::put`].
     pub async fn delete(&self, id: &MerchantId, actor: &str, expected: u64) -> Result<(), Error> {
+        self.delete_key(id.as_str(), actor, expected).await
+    }
+
+    /// Deletes the limits, of that revision, of a group or credential: its merchants keep their own.
+    ///
+    /// # Errors
+    /// As [`Registry::put`].
+    pub async fn delete_scope(
+        &self,
+        kind: LimitScope,
+        id: &str,
+        actor: &str,
+        expected: u64,
+    ) -> Result<(), Error> {
+        self.delete_key(&scope_key(kind, id), actor, expected).await
+    }
+
+    async fn delete_key(&self, key: &str, actor: &str, expected: u64) -> Result<(), Error> {
         let mut headers = HeaderMap::new();
         headers.insert("KV-Operation", "DEL");
         headers.insert(ACTOR, one_line(actor).as_str());
         headers.insert(AT, Rfc3339(wall()).to_string().as_str());
-        self.write(id, headers, Bytes::new(), expected)
-            .await
-            .map(drop)
+        let written = self.write(key, headers, Bytes::new(), expected).await;
+        written.map(drop)
     }
 
     /// The newest changes of a merchant, oldest first; the bucket keeps 16.
@@ -113,13 +186,8 @@ impl Registry {
     /// # Errors
     /// As [`Registry::list`].
     pub async fn history(&self, id: &MerchantId) -> Result<Vec<RegistryChange>, Error> {
-        let messages = self.read(id.as_str(), From::Seq(1)).await?;
-        let changes = messages
-            .iter()
-            .filter_map(|message| change(message).transpose());
-        changes
-            .map(|change| change.map(|(_, change)| change))
-            .collect()
+        let values = self.read(id.as_str(), From::Seq(1)).await?;
+        values.iter().map(|value| value.change(id)).collect()
     }
 
     /// Lets a quarantined merchant go on, on whichever node it is.
@@ -148,12 +216,12 @@ impl Registry {
 
     async fn write(
         &self,
-        id: &MerchantId,
+        key: &str,
         headers: HeaderMap,
         value: Bytes,
         expected: u64,
     ) -> Result<u64, Error> {
-        let subject = subject(id);
+        let subject = subject(key);
         let mut replaces = expected;
         for _ in 0..3 {
             let mut headers = headers.clone();
@@ -167,10 +235,10 @@ impl Registry {
                 Ok(ack) => return Ok(ack.seq),
                 Err(error) => error,
             };
-            let newest = self.newest(id).await?;
-            let revision = newest.as_ref().map_or(0, |(_, change)| change.revision);
-            if let Some((stored, _)) = &newest
-                && *stored == value
+            let newest = self.newest(key).await?;
+            let revision = newest.as_ref().map_or(0, |stored| stored.revision);
+            if let Some(stored) = &newest
+                && stored.payload == value
                 && revision > expected
             {
                 // The answer to this very change was lost.
@@ -178,24 +246,21 @@ impl Registry {
             }
             match newest {
                 // Not there, as expected: a deletion stands there instead of nothing.
-                Some((_, change)) if expected == 0 && change.merchant.is_none() => {
-                    replaces = revision;
-                }
+                Some(stored) if expected == 0 && stored.is_deletion() => replaces = revision,
                 None if expected == 0 => replaces = 0,
-                Some((_, change)) if revision != expected => {
-                    let (actor, at) = (change.actor, change.at);
+                Some(stored) if revision != expected => {
+                    let (actor, at) = stored.made_by();
                     return Err(Error::Conflict {
-                        merchant: id.clone(),
+                        key: key.to_owned(),
                         actor,
                         at,
                         revision,
                     });
                 }
                 None => {
-                    let actor = "nobody known; it is gone".to_owned();
                     return Err(Error::Conflict {
-                        merchant: id.clone(),
-                        actor,
+                        key: key.to_owned(),
+                        actor: "nobody known; it is gone".to_owned(),
                         at: 0,
                         revision,
                     });
@@ -214,23 +279,19 @@ impl Registry {
         Err(Error::Publish { subject, reason })
     }
 
-    async fn newest(&self, id: &MerchantId) -> Result<Option<(Bytes, RegistryChange)>, Error> {
+    async fn newest(&self, key: &str) -> Result<Option<Stored>, Error> {
         let stream = bucket_stream(subjects::MERCHANTS);
-        let Some(message) = self.broker.last(&stream, &subject(id)).await? else {
-            return Ok(None);
-        };
-        let message = Delivered {
-            subject: message.subject,
-            headers: Some(message.headers),
+        let message = self.broker.last(&stream, &subject(key)).await?;
+        Ok(message.map(|message| Stored {
+            key: key.to_owned(),
+            headers: message.headers,
             payload: message.payload,
-            seq: message.sequence,
+            revision: message.sequence,
             at: crate::clock::millis(message.time),
-            pending: 0,
-        };
-        change(&message)
+        }))
     }
 
-    async fn read(&self, keys: &str, from: From) -> Result<Vec<Delivered>, Error> {
+    async fn read(&self, keys: &str, from: From) -> Result<Vec<Stored>, Error> {
         let options = ReaderOptions {
             stream: bucket_stream(subjects::MERCHANTS),
             filters: vec![format!("$KV.{}.{keys}", subjects::MERCHANTS)],
@@ -244,83 +305,119 @@ impl Registry {
                 .await
                 .map_err(|_| Error::plain("MERCHANTS delivers nothing"))?
                 .map_err(|broken| Error::plain(format!("reading MERCHANTS: {broken}")))?;
-            messages.push(message);
+            messages.push(Stored::of(message));
         }
         reader.close().await;
         Ok(messages)
     }
 }
 
-/// The key of a merchant in MERCHANTS.
-pub(crate) fn subject(id: &MerchantId) -> String {
-    format!("$KV.{}.{id}", subjects::MERCHANTS)
+/// The subject of a key of MERCHANTS.
+pub(crate) fn subject(key: &str) -> String {
+    format!("$KV.{}.{key}", subjects::MERCHANTS)
 }
 
-fn entry((value, change): (Bytes, RegistryChange)) -> Option<RegistryEntry> {
-    let RegistryChange {
-        merchant,
-        revision,
-        actor,
-        at,
-        rolled_back_from,
-    } = change;
-    drop(value);
+fn entry(change: RegistryChange) -> Option<RegistryEntry> {
     let registration = Registration {
-        merchant: merchant?,
-        actor,
-        at,
-        rolled_back_from,
+        merchant: change.merchant?,
+        actor: change.actor,
+        at: change.at,
+        rolled_back_from: change.rolled_back_from,
     };
     Some(RegistryEntry {
         registration,
-        revision,
+        revision: change.revision,
     })
 }
 
-/// `None` for keys that are no merchants.
-fn change(message: &Delivered) -> Result<Option<(Bytes, RegistryChange)>, Error> {
-    let key = message
-        .subject
-        .as_str()
-        .rsplit('.')
-        .next()
-        .unwrap_or_default();
-    if MerchantId::new(key).is_err() {
-        return Ok(None);
+/// One revision of a key, as it stands in the broker.
+struct Stored {
+    key: String,
+    headers: HeaderMap,
+    payload: Bytes,
+    revision: u64,
+    at: UnixMillis,
+}
+
+impl Stored {
+    fn of(message: Delivered) -> Self {
+        let prefix = subject("");
+        let key = message.subject.as_str().strip_prefix(&prefix);
+        Self {
+            key: key.unwrap_or_default().to_owned(),
+            headers: message.headers.unwrap_or_default(),
+            payload: message.payload,
+            revision: message.seq,
+            at: message.at,
+        }
     }
-    let revision: Seq = message.seq;
-    let header = |name: &str| {
-        let headers = message.headers.as_ref()?;
-        headers.get(name).map(|value| value.as_str().to_owned())
-    };
-    let change = if header("KV-Operation").is_some() || header("Nats-Marker-Reason").is_some() {
-        RegistryChange {
-            merchant: None,
-            revision,
-            actor: header(ACTOR).unwrap_or_else(|| "unknown".to_owned()),
-            at: header(AT)
-                .and_then(|text| parse_rfc3339(&text).ok())
-                .unwrap_or(message.at),
-            rolled_back_from: None,
+
+    /// The merchant that the key names.
+    fn merchant(&self) -> Option<MerchantId> {
+        MerchantId::new(&self.key).ok()
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.as_str())
+    }
+
+    fn is_deletion(&self) -> bool {
+        self.header("KV-Operation").is_some() || self.header("Nats-Marker-Reason").is_some()
+    }
+
+    fn change(&self, id: &MerchantId) -> Result<RegistryChange, Error> {
+        if self.is_deletion() {
+            let (actor, at) = self.made_by();
+            return Ok(RegistryChange {
+                merchant: None,
+                revision: self.revision,
+                actor,
+                at,
+                rolled_back_from: None,
+            });
         }
-    } else {
-        let value = decode_registration(&message.payload);
-        let value = value.map_err(Error::format(format!("merchant {key}")))?;
-        let Registration {
-            merchant,
-            actor,
-            at,
-            rolled_back_from,
-        } = value;
-        RegistryChange {
-            merchant: Some(merchant),
-            revision,
-            actor,
-            at,
-            rolled_back_from,
-        }
-    };
-    Ok(Some((message.payload.clone(), change)))
+        let value = decode_registration(&self.payload);
+        let value = value.map_err(Error::format(format!("merchant {id}")))?;
+        Ok(RegistryChange {
+            merchant: Some(value.merchant),
+            revision: self.revision,
+            actor: value.actor,
+            at: value.at,
+            rolled_back_from: value.rolled_back_from,
+        })
+    }
+
+    /// `None`: deleted, or no group or credential.
+    fn scope(&self) -> Result<Option<ScopeEntry>, Error> {
+        let Some((kind, _)) = parse_scope_key(&self.key).filter(|_| !self.is_deletion()) else {
+            return Ok(None);
+        };
+        let registration = decode_scope(kind, &self.payload).map_err(Error::format(&self.key))?;
+        Ok(Some(ScopeEntry {
+            registration,
+            revision: self.revision,
+        }))
+    }
+
+    /// Who wrote it, and when, whatever it is.
+    fn made_by(&self) -> (String, UnixMillis) {
+        let known = match self.merchant() {
+            Some(_) if !self.is_deletion() => decode_registration(&self.payload)
+                .ok()
+                .map(|value| (value.actor, value.at)),
+            None if !self.is_deletion() => self
+                .scope()
+                .ok()
+                .flatten()
+                .map(|entry| (entry.registration.actor, entry.registration.at)),
+            _ => None,
+        };
+        known.unwrap_or_else(|| {
+            let actor = self.header(ACTOR).unwrap_or("unknown").to_owned();
+            let at = self.header(AT).and_then(|text| parse_rfc3339(text).ok());
+            (actor, at.unwrap_or(self.at))
+        })
+    }
 }
 
 /// Headers carry no line breaks.

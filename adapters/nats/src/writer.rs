@@ -18,6 +18,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use crate::broker::{Broker, NoAck};
+use crate::clock::unique;
 use crate::compaction::Marks;
 use crate::error::chain;
 use crate::identity::{Identity, Witness, check};
@@ -73,6 +74,8 @@ pub(crate) struct FencedLog {
     shared: Arc<Shared>,
     partition: Partition,
     stamp: Stamp,
+    /// In the ids of its records.
+    name: String,
     /// The log that stored orders above the cut belonged to.
     former: Incarnation,
     /// The message that the intake took last.
@@ -117,6 +120,7 @@ impl FencedLog {
             shared,
             partition,
             stamp,
+            name: unique(),
             former,
             witness,
             fenced: sender,
@@ -128,7 +132,7 @@ impl FencedLog {
         }
     }
 
-    /// No request may leave in this epoch any more.
+    /// No request and no record may leave in this epoch any more.
     pub(crate) fn end(&self) {
         self.over.store(true, Ordering::Release);
     }
@@ -140,6 +144,11 @@ impl FencedLog {
         msg_id: &str,
         payload: bytes::Bytes,
     ) -> Result<Seq, PublishFailure> {
+        // Not left to the fence: in an OUTCOMES that came back empty the next claim may have this
+        // one's number.
+        if self.over.load(Ordering::Acquire) {
+            return Err(PublishFailure::Undecided("the epoch is over".into()));
+        }
         let mut headers = HeaderMap::new();
         headers.insert(async_nats::header::NATS_MESSAGE_ID, msg_id);
         fence(&mut headers, self.partition, self.stamp.token);
@@ -180,7 +189,8 @@ impl FencedLog {
                 part,
                 payload,
             } = message;
-            let id = subjects::record_msg_id(self.partition, self.stamp.token, number, part);
+            let id =
+                subjects::record_msg_id(self.partition, self.stamp.token, &self.name, number, part);
             last = self.send(subject, &id, payload).await?;
         }
         Ok(last)

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use expediter_core::store::{PartitionMeta, Repeat};
 use expediter_core::{Order, OrderState, Stored, key_hash};
 use expediter_types::{
-    AttemptClass, AttemptRecord, Envelope, Incarnation, MerchantId, OrderId, Origin, Seq,
+    AttemptClass, AttemptRecord, Envelope, Incarnation, MerchantId, OrderId, Origin, Priority, Seq,
     UnixMillis,
 };
 
@@ -28,7 +28,9 @@ mod has {
     pub(super) const TRACEPARENT: u16 = 1 << 7;
     pub(super) const TEST: u16 = 1 << 8;
     pub(super) const ORIGIN: u16 = 1 << 9;
-    pub(super) const ALL: u16 = (1 << 10) - 1;
+    pub(super) const HIGH: u16 = 1 << 10;
+    pub(super) const LOW: u16 = 1 << 11;
+    pub(super) const ALL: u16 = (1 << 12) - 1;
 
     pub(super) const FIRST_ATTEMPT: u8 = 1;
     pub(super) const DUE: u8 = 1 << 1;
@@ -64,6 +66,11 @@ pub(crate) fn put_order(out: &mut Vec<u8>, stored: &Stored) -> OrderInfo {
         0
     };
     flags |= if envelope.test { has::TEST } else { 0 };
+    flags |= match envelope.priority {
+        Priority::High => has::HIGH,
+        Priority::Normal => 0,
+        Priority::Low => has::LOW,
+    };
     flags |= if envelope.origin.is_some() {
         has::ORIGIN
     } else {
@@ -355,6 +362,12 @@ impl<'a> Reader<'a> {
             deadline: self.given(is(has::DEADLINE), Self::u64)?,
             not_before: self.given(is(has::NOT_BEFORE), Self::u64)?,
             key: self.given(is(has::KEY), text)?,
+            priority: match (is(has::HIGH), is(has::LOW)) {
+                (false, false) => Priority::Normal,
+                (true, false) => Priority::High,
+                (false, true) => Priority::Low,
+                (true, true) => return None,
+            },
             event_type: self.given(is(has::EVENT_TYPE), text)?,
             source: self.given(is(has::SOURCE), text)?,
             time: self.given(is(has::TIME), text)?,

@@ -6,6 +6,37 @@ use crate::{Incarnation, MerchantId, OrderId, Seq, UnixMillis};
 /// Orders with the same key are sent in publish order where the merchant asks for it.
 pub type OrderKey = Arc<str>;
 
+/// Which of a merchant's waiting orders go first, where the merchant asks for no order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Priority {
+    High,
+    #[default]
+    Normal,
+    /// Replays of dead letters, for example.
+    Low,
+}
+
+impl Priority {
+    /// All classes, the first to go first.
+    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
+
+    /// The name used in headers, records and manifests.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
+
+    /// The class of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.as_str() == name)
+    }
+}
+
 /// What the platform knows of an order besides its payload, which is opaque.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Envelope {
@@ -21,6 +52,8 @@ pub struct Envelope {
     pub not_before: Option<UnixMillis>,
     /// `Expediter-Key`.
     pub key: Option<OrderKey>,
+    /// `Expediter-Priority`.
+    pub priority: Priority,
     /// `ce-type`, `ce-source`, `ce-time` as they came; passed on to the merchant.
     pub event_type: Option<Arc<str>>,
     pub source: Option<Arc<str>>,

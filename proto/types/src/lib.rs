@@ -6,7 +6,9 @@
 mod attempt;
 mod duration;
 mod envelope;
+mod hours;
 mod ids;
+mod job;
 mod merchant;
 mod outcome;
 mod rate;
@@ -15,11 +17,13 @@ mod time;
 
 pub use attempt::{Answer, AttemptClass, AttemptRecord, MAX_EXCERPT};
 pub use duration::{InvalidDuration, format_duration, parse_duration};
-pub use envelope::{Envelope, OrderKey, Origin};
+pub use envelope::{Envelope, OrderKey, Origin, Priority};
+pub use hours::{Hours, OpenRange, OpenState};
 pub use ids::{InvalidId, MerchantId, NodeName, OrderId, Partition, Seq};
+pub use job::{Job, Missed};
 pub use merchant::{
-    Adapter, ClassifyRule, Idempotency, Limits, Merchant, Ordering, Predicate, Retry, Secret,
-    SecretRef,
+    Adapter, Breaker, ClassifyRule, Idempotency, LimitScope, Limits, Lookup, LookupRule,
+    LookupVerdict, Merchant, OnPark, Ordering, Predicate, Retry, Scope, Secret, SecretRef,
 };
 pub use outcome::{DeadReason, Outcome, OutcomeKind};
 pub use rate::{InvalidRate, Rate};

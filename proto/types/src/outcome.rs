@@ -21,11 +21,13 @@ pub enum DeadReason {
     MerchantDeleted,
     /// Its steps crash the merchant's actor.
     Poisoned,
+    /// The merchant's `limits.backlog` was reached.
+    BacklogFull,
 }
 
 impl DeadReason {
     /// All reasons, for tables and tests.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Ambiguous,
         Self::AttemptsExhausted,
         Self::Invalid,
@@ -34,6 +36,7 @@ impl DeadReason {
         Self::IdConflict,
         Self::MerchantDeleted,
         Self::Poisoned,
+        Self::BacklogFull,
     ];
 
     /// The name used on wires and metrics.
@@ -48,6 +51,7 @@ impl DeadReason {
             Self::IdConflict => "id_conflict",
             Self::MerchantDeleted => "merchant_deleted",
             Self::Poisoned => "poisoned",
+            Self::BacklogFull => "backlog_full",
         }
     }
 
@@ -71,6 +75,8 @@ pub enum OutcomeKind {
     Rejected,
     Expired,
     DeadLettered(DeadReason),
+    /// An operator or the publisher took it back before it was sent.
+    Cancelled,
     /// A publisher's repeat: closes its sequence, is no second outcome of the order.
     Duplicate,
 }
@@ -84,6 +90,7 @@ impl OutcomeKind {
             Self::Rejected => "rejected",
             Self::Expired => "expired",
             Self::DeadLettered(_) => "dead_lettered",
+            Self::Cancelled => "cancelled",
             Self::Duplicate => "duplicate",
         }
     }

@@ -89,9 +89,19 @@ pub enum ClosedBecause {
     Suspended,
     /// Its endpoint is wrong.
     Misconfigured,
+    /// It fails: the circuit breaker is open.
+    Breaker,
 }
 
 impl ClosedBecause {
+    /// All causes, in the order of their discriminants.
+    pub const ALL: [Self; 4] = [
+        Self::RateLimited,
+        Self::Suspended,
+        Self::Misconfigured,
+        Self::Breaker,
+    ];
+
     /// The name used on wires and in tables.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -99,15 +109,14 @@ impl ClosedBecause {
             Self::RateLimited => "rate_limited",
             Self::Suspended => "suspended",
             Self::Misconfigured => "misconfigured",
+            Self::Breaker => "breaker",
         }
     }
 
     /// The cause of that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::RateLimited, Self::Suspended, Self::Misconfigured]
-            .into_iter()
-            .find(|cause| cause.as_str() == name)
+        Self::ALL.into_iter().find(|cause| cause.as_str() == name)
     }
 }
 

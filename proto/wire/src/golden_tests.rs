@@ -11,7 +11,10 @@ use crate::control::{
 };
 use crate::nodes::{NodeRecord, decode_node, encode_node};
 use crate::records::*;
-use crate::registry::{Registration, decode_registration, encode_registration};
+use crate::registry::{
+    Registration, ScopeRegistration, decode_registration, decode_scope, encode_registration,
+    encode_scope,
+};
 use crate::{Rfc3339, manifest, order};
 
 macro_rules! vector {
@@ -115,6 +118,7 @@ fn envelope() -> Envelope {
         deadline: Some(AT + 600_000),
         not_before: Some(AT - 950),
         key: Some("table 4".into()),
+        priority: expediter_types::Priority::Normal,
         event_type: Some("shop.order.placed".into()),
         source: Some("/shop/7".into()),
         time: Some("2026-02-02T02:39:59+00:00".into()),
@@ -166,6 +170,7 @@ fn orders() {
         deadline: None,
         not_before: None,
         key: None,
+        priority: expediter_types::Priority::Normal,
         event_type: None,
         source: None,
         time: None,
@@ -399,25 +404,66 @@ fn attempt_marks_and_shifts() {
     }
 }
 
-#[test]
-fn registrations() {
-    let text = String::from_utf8(vector!("merchant.toml").to_vec()).unwrap();
-    let merchant = manifest::read("merchant.toml", &text)
+fn registered(name: &str, text: &Bytes) -> (String, Registration) {
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    let merchant = manifest::read(name, &text)
         .unwrap()
         .merchants
         .remove(0)
         .merchant;
-    assert_eq!(manifest::to_toml(&merchant), text);
     let registration = Registration {
         merchant,
         actor: "ann@kitchen".into(),
         at: AT,
         rolled_back_from: Some(6),
     };
-    let expected = vector!("registration.json");
+    (text, registration)
+}
+
+#[test]
+fn registrations() {
+    let (text, registration) = registered("flow.toml", &vector!("merchant-flow.toml"));
+    assert_eq!(manifest::to_toml(&registration.merchant), text);
+    let expected = vector!("registration-flow.json");
     same(&encode_registration(&registration), &expected);
     for bytes in [expected.clone(), with_unknown_fields(&expected)] {
         assert_eq!(decode_registration(&bytes).unwrap(), registration);
+    }
+}
+
+/// Written before there were flow control's keys: all of them have their defaults.
+#[test]
+fn registrations_without_flow_control() {
+    let (_, registration) = registered("merchant.toml", &vector!("merchant.toml"));
+    assert_eq!(registration.merchant.breaker, Breaker::default());
+    assert_eq!(registration.merchant.retry, Retry::default());
+    let old = vector!("registration.json");
+    for bytes in [old.clone(), with_unknown_fields(&old)] {
+        assert_eq!(decode_registration(&bytes).unwrap(), registration);
+    }
+}
+
+#[test]
+fn scopes() {
+    let text = String::from_utf8(vector!("scope.toml").to_vec()).unwrap();
+    let scope = manifest::read("scope.toml", &text)
+        .unwrap()
+        .scopes
+        .remove(0)
+        .scope;
+    assert_eq!(manifest::scope_to_toml(&scope), text);
+    let registration = ScopeRegistration {
+        scope,
+        actor: "ann@kitchen".into(),
+        at: AT,
+    };
+    let expected = vector!("scope.json");
+    same(&encode_scope(&registration), &expected);
+    for bytes in [expected.clone(), with_unknown_fields(&expected)] {
+        assert_eq!(
+            decode_scope(LimitScope::Group, &bytes).unwrap(),
+            registration
+        );
     }
 }
 

@@ -15,7 +15,9 @@ pub mod nodes;
 pub mod order;
 pub mod records;
 pub mod registry;
+pub mod schedule;
 pub mod subjects;
+pub mod zone;
 
 pub use error::WireError;
 pub use time::{MAX_MILLIS, Rfc3339, parse_rfc3339};

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use expediter_types::{
-    Envelope, Incarnation, MerchantId, OrderId, Origin, Seq, UnixMillis, parse_duration,
+    Envelope, Incarnation, MerchantId, OrderId, Origin, Priority, Seq, UnixMillis, parse_duration,
 };
 
 use crate::time::{MAX_MILLIS, Rfc3339, parse_rfc3339};
@@ -32,6 +32,8 @@ pub const DEADLINE: &str = "Expediter-Deadline";
 pub const NOT_BEFORE: &str = "Expediter-Not-Before";
 /// Ordering key.
 pub const KEY: &str = "Expediter-Key";
+/// `high`, `normal` (the default) or `low`.
+pub const PRIORITY: &str = "Expediter-Priority";
 /// 1 (the default) or above: a replay.
 pub const GENERATION: &str = "Expediter-Generation";
 /// `true` or `1`: an order of `merchant test`.
@@ -46,7 +48,7 @@ pub const MAX_HEADER: usize = 1024;
 /// The longest ordering key, in bytes.
 pub const MAX_KEY: usize = 256;
 
-pub(crate) const NAMES: [&str; 14] = [
+pub(crate) const NAMES: [&str; 15] = [
     CE_ID,
     CE_TYPE,
     CE_SOURCE,
@@ -57,6 +59,7 @@ pub(crate) const NAMES: [&str; 14] = [
     DEADLINE,
     NOT_BEFORE,
     KEY,
+    PRIORITY,
     GENERATION,
     TEST,
     ORIGIN,
@@ -119,6 +122,7 @@ pub fn read_order<'a>(
         deadline: found.read(DEADLINE, moment)?,
         not_before: found.read(NOT_BEFORE, moment)?,
         key: found.text(KEY),
+        priority: found.read(PRIORITY, parse_priority)?.unwrap_or_default(),
         event_type: found.text(CE_TYPE),
         source: found.text(CE_SOURCE),
         time: found.text(CE_TIME),
@@ -172,6 +176,9 @@ pub fn order_headers(envelope: &Envelope) -> Vec<(&'static str, Cow<'_, str>)> {
         .into_iter()
         .filter_map(|(name, time)| Some((name, Rfc3339(time?))));
     headers.extend(times.map(|(name, time)| (name, time.to_string().into())));
+    if envelope.priority != Priority::Normal {
+        headers.push((PRIORITY, envelope.priority.as_str().into()));
+    }
     if envelope.test {
         headers.push((TEST, "true".into()));
     }
@@ -308,6 +315,10 @@ fn parse_generation(text: &str) -> Result<u32, &'static str> {
     number
         .filter(|n| *n >= 1)
         .ok_or("is not a number from 1 to 4294967295")
+}
+
+fn parse_priority(text: &str) -> Result<Priority, &'static str> {
+    Priority::from_name(text).ok_or("is not high, normal or low")
 }
 
 fn parse_flag(text: &str) -> Result<bool, &'static str> {

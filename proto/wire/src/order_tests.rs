@@ -187,13 +187,14 @@ prop_compose! {
         key in text(100),
         (event_type, source, time, content_type) in (text(300), text(40), text(40), text(40)),
         traceparent in of("00-[1-9a-f]{32}-[1-9a-f]{16}-[0-9a-f]{2}"),
+        priority in prop_oneof![Just(Priority::High), Just(Priority::Normal), Just(Priority::Low)],
         test in any::<bool>(),
         origin in of(origins()),
     ) -> Envelope {
         Envelope {
             id: OrderId::new(&id).unwrap(),
             merchant: MerchantId::new(&merchant).unwrap(),
-            generation, created, deadline, not_before, key, event_type, source, time, content_type,
+            generation, created, deadline, not_before, key, priority, event_type, source, time, content_type,
             traceparent: traceparent.map(Into::into), test, origin,
         }
     }

@@ -42,8 +42,15 @@ fn section(path: &str) -> &'static str {
         "" => "/properties",
         "adapter" => "/properties/adapter/properties",
         "adapter.classify" => "/properties/adapter/properties/classify/items/properties",
+        "adapter.lookup" => "/properties/adapter/properties/lookup/properties",
+        "adapter.lookup.rules" => {
+            "/properties/adapter/properties/lookup/properties/rules/items/properties"
+        }
         "limits" => "/properties/limits/properties",
         "retry" => "/properties/retry/properties",
+        "breaker" => "/properties/breaker/properties",
+        "hours" => "/properties/hours/properties",
+        "job" => "/properties/job/items/properties",
         other => panic!("section {other}"),
     }
 }
@@ -55,6 +62,8 @@ fn the_manifests_keys_are_those_of_the_reader() {
         let properties = schema.pointer(section(path)).unwrap();
         assert_eq!(keys(properties), names(known.iter().copied()), "{path}");
     }
+    let scope = schema.pointer("/$defs/scope/properties").unwrap();
+    assert_eq!(keys(scope), names(manifest::scope_keys().iter().copied()));
 }
 
 #[test]
@@ -63,8 +72,9 @@ fn the_manifests_defaults_are_those_of_the_types() {
     let merchant = Merchant::to(MerchantId::new("a").unwrap(), "http://a/");
     let written: Value = serde_json::from_str(&manifest::to_json(&merchant)).unwrap();
     for (path, known) in manifest::known_keys() {
-        // Rules have no defaults.
-        for key in known.iter().filter(|_| path != "adapter.classify") {
+        // Without these there is nothing that could have defaults.
+        let is_there = !path.starts_with("adapter.") && path != "hours" && path != "job";
+        for key in known.iter().filter(|_| is_there) {
             let default = schema.pointer(&format!("{}/{key}/default", section(path)));
             let values = if path.is_empty() {
                 Some(&written)
@@ -78,7 +88,8 @@ fn the_manifests_defaults_are_those_of_the_types() {
                 // The name is the id, and the sections have defaults of their own.
                 None => assert!(
                     value.is_none()
-                        || ["id", "name", "url", "adapter", "limits", "retry"].contains(key),
+                        || ["id", "name", "url", "adapter", "limits", "retry", "breaker"]
+                            .contains(key),
                     "{path}.{key}"
                 ),
             }
@@ -102,6 +113,7 @@ fn enumerations_are_complete() {
         OutcomeKind::Rejected,
         OutcomeKind::Expired,
         OutcomeKind::DeadLettered(DeadReason::Invalid),
+        OutcomeKind::Cancelled,
         OutcomeKind::Duplicate,
     ];
     let outcomes = names(outcomes.iter().map(|outcome| outcome.as_str()));
@@ -110,7 +122,17 @@ fn enumerations_are_complete() {
         outcomes
     );
 
+    let closed = names(ClosedBecause::ALL.iter().map(|cause| cause.as_str()));
+    let because = "/$defs/mark_content/properties/closed/items/properties/because/enum";
+    assert_eq!(enumeration(because), closed);
+    let priorities = names(Priority::ALL.iter().map(|class| class.as_str()));
+    let api = file("asyncapi.json");
+    let header = "/components/messages/order/headers/properties/Expediter-Priority/enum";
+    assert_eq!(texts(api.pointer(header).unwrap()), priorities);
+
     let manifest = file("merchant.schema.json");
+    let job = format!("{}/priority/enum", section("job"));
+    assert_eq!(texts(manifest.pointer(&job).unwrap()), priorities);
     let rules = format!("{}/class/enum", section("adapter.classify"));
     let mut in_rules = classes;
     in_rules.remove("local");
@@ -206,6 +228,8 @@ fn golden_vectors_are_as_described() {
         ("attempt_mark", vector!("attempt.json")),
         ("shift", vector!("shift.json")),
         ("registration", vector!("registration.json")),
+        ("registration", vector!("registration-flow.json")),
+        ("scope_registration", vector!("scope.json")),
         ("node", vector!("node.json")),
         ("decision", vector!("decision.json")),
         ("audit", vector!("audit.json")),

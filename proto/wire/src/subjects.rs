@@ -186,14 +186,20 @@ pub fn control_node(node: &NodeName) -> String {
     format!("expediter.ctl.node.{node}")
 }
 
-/// `Nats-Msg-Id` of a record: `<p>/<epoch>/<number>`, and `.<part>` for a part of a mark. A record
-/// is repeated under the same id until it is decided.
+/// `Nats-Msg-Id` of a record: `<p>/<epoch>/<writer>/<number>`, and `.<part>` for a part of a mark. A
+/// record is repeated under the same id until it is decided. `writer` is of that epoch only: where
+/// OUTCOMES came back empty, epochs have the numbers of former ones, whose last records may still
+/// arrive.
 #[must_use]
-pub fn record_msg_id(partition: Partition, epoch: Seq, number: u64, part: Option<u32>) -> String {
-    match part {
-        Some(part) => format!("{partition}/{epoch}/{number}.{part}"),
-        None => format!("{partition}/{epoch}/{number}"),
-    }
+pub fn record_msg_id(
+    partition: Partition,
+    epoch: Seq,
+    writer: &str,
+    number: u64,
+    part: Option<u32>,
+) -> String {
+    let part = part.map_or(String::new(), |part| format!(".{part}"));
+    format!("{partition}/{epoch}/{writer}/{number}{part}")
 }
 
 /// What a subject of OUTCOMES is about.
@@ -261,6 +267,14 @@ fn parse_decimal(token: &str) -> Option<u32> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_record_has_an_id_of_its_own() {
+        let id = |writer, part| record_msg_id(Partition(3), 4, writer, 2, part);
+        assert_eq!(id("a", None), "3/4/a/2");
+        assert_eq!(id("a", Some(1)), "3/4/a/2.1");
+        assert_ne!(id("a", None), id("b", None));
+    }
 
     #[test]
     fn partitions_follow_fnv_1a() {

@@ -22,7 +22,7 @@ mod world;
 pub use ledger::{Accepted, Ledger};
 pub use load::Load;
 pub use log::{LogLine, NodeLog};
-pub use node::{NodeOptions, NodeProcess, binary};
+pub use node::{NodeOptions, NodeProcess, binary, get};
 pub use oracle::{Oracle, Verdict};
 pub use outcomes::{Outcomes, Recorded};
 pub use publisher::{NewOrder, Publisher};

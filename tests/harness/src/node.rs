@@ -364,8 +364,12 @@ impl Drop for NodeProcess {
     }
 }
 
-/// Small enough not to need a client: HTTP/1.0 has neither chunks nor reuse.
-async fn get(port: u16, path: &str) -> Result<(u16, String)> {
+/// Status and body of a page of a server on loopback. Small enough not to need a client: HTTP/1.0
+/// has neither chunks nor reuse.
+///
+/// # Errors
+/// It does not answer.
+pub async fn get(port: u16, path: &str) -> Result<(u16, String)> {
     let mut stream = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
     let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;

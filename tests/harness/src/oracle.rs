@@ -155,7 +155,7 @@ impl<'a> Court<'a> {
         }
         let key = match self.idempotency(merchant) {
             Idempotency::Native => Some(format!("{merchant}/{id}")),
-            Idempotency::None => None,
+            Idempotency::UniqueRef | Idempotency::Lookup | Idempotency::None => None,
         };
         if arrival.idempotency_key != key {
             let got = &arrival.idempotency_key;

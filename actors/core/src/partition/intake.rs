@@ -187,6 +187,7 @@ fn bare_envelope(id: OrderId, merchant: MerchantId, created: UnixMillis) -> Enve
         deadline: None,
         not_before: None,
         key: None,
+        priority: expediter_types::Priority::Normal,
         event_type: None,
         source: None,
         time: None,

@@ -627,7 +627,10 @@ impl PartitionMachine {
         self.backlogs.retain(|id, backlog| {
             let limits = backlog.active.as_deref().map(|merchant| &merchant.limits);
             let full_after = limits.map_or(0, |limits| {
-                let interval = limits.rate.map_or(0, |rate| rate.interval_ns() / 1_000 + 1);
+                let interval = limits
+                    .rates
+                    .first()
+                    .map_or(0, |rate| rate.interval_ns() / 1_000 + 1);
                 interval.saturating_mul(u64::from(limits.burst))
             });
             let unused = now.mono.saturating_sub(backlog.last_used);

@@ -93,7 +93,7 @@ impl Stats {
                 self.latencies
                     .push_back(u32::try_from(took).unwrap_or(u32::MAX));
             }
-            OutcomeKind::Duplicate => {}
+            OutcomeKind::Duplicate | OutcomeKind::Cancelled => {}
             OutcomeKind::Rejected | OutcomeKind::Expired | OutcomeKind::DeadLettered(_) => {
                 if !detail.is_empty() {
                     detail.clone_into(&mut self.last_error);

@@ -14,6 +14,9 @@ use crate::{Stored, check_invariant, key_hash};
 
 /// A group of outcomes stays below this, by estimate; records must fit a message of 1 MiB.
 const GROUP_BYTES: usize = 512 * 1024;
+/// Unrepeatable attempts of a merchant that are listed, and so in flight, at a time: each takes less
+/// than 512 bytes of a record, whatever its id.
+const LISTED: usize = 2_000;
 /// A successor without this owner's store notices repeats of at least this age.
 const REPEATS_WINDOW_MS: u64 = 600_000;
 
@@ -53,6 +56,14 @@ pub enum Acked {
     },
 }
 
+/// What takes turns in the log.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Attempts,
+    Outcomes,
+    Mark,
+}
+
 #[derive(Debug)]
 enum UnderWay {
     Outcomes(Vec<Seq>),
@@ -68,6 +79,16 @@ enum UnderWay {
 struct Attempts {
     counter: u64,
     in_flight: BTreeMap<Seq, OrderId>,
+    /// Start when the list has room for them.
+    waiting: BTreeMap<Seq, OrderId>,
+}
+
+impl Attempts {
+    /// Whether the next list differs.
+    fn forget(&mut self, seq: Seq) -> bool {
+        self.waiting.remove(&seq);
+        self.in_flight.remove(&seq).is_some()
+    }
 }
 
 /// Queue of records.
@@ -82,6 +103,8 @@ pub(super) struct Writer {
     under_way: Option<(u64, UnderWay)>,
     unacknowledged: usize,
     next_number: u64,
+    /// The kind of record whose turn it is.
+    turn: usize,
     covers: Seq,
     repeats_from: VecDeque<(UnixMillis, Seq)>,
     last_mark: u64,
@@ -103,6 +126,7 @@ impl Writer {
             under_way: None,
             unacknowledged: 0,
             next_number: 1,
+            turn: 0,
             covers,
             repeats_from: VecDeque::from([(now.wall, repeats_from)]),
             last_mark: now.mono,
@@ -126,18 +150,17 @@ impl Writer {
 
     /// An unrepeatable attempt wants to start.
     pub(super) fn mark_attempt(&mut self, merchant: &MerchantId, seq: Seq, id: OrderId) {
-        self.attempts
-            .entry(merchant.clone())
-            .or_default()
-            .in_flight
-            .insert(seq, id);
-        self.dirty(merchant);
+        let attempts = self.attempts.entry(merchant.clone()).or_default();
+        attempts.waiting.insert(seq, id);
+        if attempts.in_flight.len() < LISTED {
+            self.dirty(merchant);
+        }
     }
 
     /// An attempt ended and the order goes on: it is surely not at the merchant.
     pub(super) fn unmark_attempt(&mut self, merchant: &MerchantId, seq: Seq) {
         if let Some(attempts) = self.attempts.get_mut(merchant)
-            && attempts.in_flight.remove(&seq).is_some()
+            && attempts.forget(seq)
         {
             self.dirty(merchant);
         }
@@ -251,10 +274,19 @@ impl PartitionMachine {
         if self.writer.under_way.is_some() {
             return None;
         }
-        let (record, under_way) = self
-            .attempt_mark()
-            .or_else(|| self.outcomes(now))
-            .or_else(|| self.mark(now))?;
+        // Each kind has its turn after the one written last: none can keep another from the log,
+        // however long an acknowledgement takes.
+        let mut kinds = [Kind::Attempts, Kind::Outcomes, Kind::Mark];
+        kinds.rotate_left(self.writer.turn);
+        let (kind, (record, under_way)) = kinds.into_iter().find_map(|kind| {
+            let record = match kind {
+                Kind::Attempts => self.attempt_mark(),
+                Kind::Outcomes => self.outcomes(now),
+                Kind::Mark => self.mark(now),
+            };
+            record.map(|record| (kind, record))
+        })?;
+        self.writer.turn = (kind as usize + 1) % kinds.len();
         let number = self.writer.next_number;
         self.writer.next_number += 1;
         self.writer.under_way = Some((number, under_way));
@@ -265,6 +297,11 @@ impl PartitionMachine {
         let merchant = self.writer.dirty.pop_front()?;
         self.writer.dirty_set.remove(&merchant);
         let attempts = self.writer.attempts.get_mut(&merchant)?;
+        while attempts.in_flight.len() < LISTED
+            && let Some((seq, id)) = attempts.waiting.pop_first()
+        {
+            attempts.in_flight.insert(seq, id);
+        }
         attempts.counter += 1;
         let counter = attempts.counter;
         let in_flight: Vec<(Seq, OrderId)> = attempts
@@ -461,8 +498,10 @@ impl PartitionMachine {
         };
         self.event(Event::Finished { kind });
         if let Some(attempts) = self.writer.attempts.get_mut(&merchant) {
-            attempts.in_flight.remove(&seq);
-            if attempts.in_flight.is_empty() && !self.writer.dirty_set.contains(&merchant) {
+            attempts.forget(seq);
+            if !attempts.waiting.is_empty() {
+                self.writer.dirty(&merchant);
+            } else if attempts.in_flight.is_empty() && !self.writer.dirty_set.contains(&merchant) {
                 // Nothing is in flight and everything listed is finished: no mark is needed.
                 attempts.counter += 1;
             }
@@ -490,3 +529,7 @@ fn estimate(outcome: &Outcome) -> usize {
         .sum();
     400 + outcome.detail.len() * 2 + attempts
 }
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;

@@ -261,6 +261,20 @@ fn an_older_incarnation_says_nothing_above_the_cut() {
 }
 
 #[test]
+fn a_former_owner_whose_claim_had_the_same_number_says_nothing() {
+    let entries = vec![
+        entry(1, EntryBody::Claim(claim(0, LATER, 8))),
+        outcomes(2, stamp(1, LATER), &[9]),
+        mark(3, stamp(1, LOG), 7, &[10], 134),
+        outcomes(4, stamp(1, LOG), &[11]),
+    ];
+    let recovered = fold(9, claim(1, LATER, 8), 1, entries).unwrap();
+    assert_eq!(recovered.low_water, 0);
+    assert_eq!(finished(&recovered), [9]);
+    assert!(recovered.attempts.is_empty());
+}
+
+#[test]
 fn reading_that_is_not_complete_is_refused() {
     let mut recovery = Recovery::new(9, claim(1, LOG, 0), None, 1);
     recovery.push(entry(1, EntryBody::Claim(claim(0, LOG, 0))));

@@ -194,6 +194,7 @@ fn merchant(
         multiplier: *rng.pick(&[1.0, 2.0, 4.0]),
         max_attempts: rng.range(1, 8) as u32,
         deadline: Duration::from_secs(*rng.pick(&[20, 600, 86_400])),
+        ..Retry::default()
     };
     spec.adapter = Adapter {
         timeout: Duration::from_secs(rng.range(1, 20)),
@@ -228,15 +229,16 @@ fn merchant(
 pub(crate) fn limits(rng: &mut Rng) -> Limits {
     let period = Duration::from_secs(*rng.pick(&[1, 10]));
     Limits {
-        rate: if rng.chance(400) {
-            Rate::new(rng.range(4, 60) as u32, period)
+        rates: if rng.chance(400) {
+            Vec::from_iter(Rate::new(rng.range(4, 60) as u32, period))
         } else {
-            None
+            Vec::new()
         },
         burst: rng.skewed(8) as u32 + 1,
         concurrency: rng.skewed(8) as u32 + 1,
         ordering: *rng.pick(&[Ordering::None, Ordering::Order, Ordering::Merchant]),
         mailbox: rng.skewed(12) as u32 + 1,
+        ..Limits::default()
     }
 }
 

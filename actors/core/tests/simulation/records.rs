@@ -128,6 +128,7 @@ impl Shadow {
                 let last = sent().rfind(|sent| sent.token == token);
                 own && last.is_none_or(|sent| sent.class != Some(AttemptClass::Ambiguous))
             }
+            OutcomeKind::Cancelled => false,
             OutcomeKind::Duplicate => others().any(|s| payload(s) == Some(order.payload_hash)),
             OutcomeKind::DeadLettered(reason) => match reason {
                 DeadReason::Ambiguous => {
@@ -140,7 +141,7 @@ impl Shadow {
                 DeadReason::IdConflict => others().any(|s| payload(s) != Some(order.payload_hash)),
                 DeadReason::UnknownMerchant => self.strangers.contains(&id.0),
                 DeadReason::MerchantDeleted => self.condemned.contains(&id.0),
-                DeadReason::Undecodable | DeadReason::Poisoned => false,
+                DeadReason::Undecodable | DeadReason::Poisoned | DeadReason::BacklogFull => false,
             },
         };
         if !holds {

@@ -317,7 +317,7 @@ impl Shadow {
                 merchant.id
             );
         }
-        let (Some(rate), burst) = (begun.limits.rate, begun.limits.burst) else {
+        let (Some(rate), burst) = (begun.limits.rates.first().copied(), begun.limits.burst) else {
             return;
         };
         let fresh = || (rate, burst, VecDeque::new());

@@ -322,6 +322,7 @@ impl World {
                 deadline,
                 not_before,
                 key,
+                priority: expediter_types::Priority::Normal,
                 event_type: None,
                 source: None,
                 time: None,

@@ -108,7 +108,7 @@ async fn what_cannot_be_repeated_is_marked_first_and_parked_when_in_doubt() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rate_is_kept() {
     let mut limited = merchant("a");
-    limited.limits.rate = Rate::new(50, Duration::from_secs(1));
+    limited.limits.rates = Vec::from_iter(Rate::new(50, Duration::from_secs(1)));
     limited.limits.burst = 5;
     let world = World::new(vec![limited], Options::default(), |_| {
         (AttemptClass::Delivered, QUICK)

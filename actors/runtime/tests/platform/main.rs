@@ -2,5 +2,6 @@
 
 mod actix_contract;
 mod flow;
+mod losses;
 mod panics;
 mod world;

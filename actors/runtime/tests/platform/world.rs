@@ -73,6 +73,17 @@ pub(crate) struct Scripted {
     pub(crate) sent: Mutex<Vec<(MerchantId, Seq, u32)>>,
 }
 
+impl Scripted {
+    pub(crate) fn new(
+        script: impl Fn(&AttemptRequest) -> (AttemptClass, Duration) + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            script: Box::new(script),
+            sent: Mutex::default(),
+        }
+    }
+}
+
 impl std::fmt::Debug for Scripted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Scripted")
@@ -103,7 +114,7 @@ impl Courier for Scripted {
 }
 
 #[derive(Debug)]
-struct Quiet;
+pub(crate) struct Quiet;
 impl PlatformEvents for Quiet {
     fn store_failed(&self, error: StoreError) {
         panic!("{error}");
@@ -135,11 +146,7 @@ impl World {
         directory.loaded();
         let store: Arc<dyn MerchantStore> =
             Arc::new(expediter_ports::fakes::MemoryStore::default());
-        let script = Box::new(script);
-        let courier = Arc::new(Scripted {
-            script,
-            sent: Mutex::default(),
-        });
+        let courier = Arc::new(Scripted::new(script));
         let platform = Platform::start(
             options,
             store,
@@ -207,6 +214,7 @@ impl World {
                 deadline: None,
                 not_before: None,
                 key: None,
+                priority: expediter_types::Priority::Normal,
                 event_type: None,
                 source: None,
                 time: None,

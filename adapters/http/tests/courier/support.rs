@@ -76,6 +76,7 @@ pub(crate) fn envelope(id: &str) -> Envelope {
         deadline: None,
         not_before: None,
         key: None,
+        priority: expediter_types::Priority::Normal,
         event_type: None,
         source: None,
         time: None,

@@ -3,8 +3,8 @@ use expediter_nats::{
     ConnectOptions, Credentials, Registry, TailFrom, Topology, ensure, find_outcome, partitions,
     request, tail_outcomes,
 };
-use expediter_types::{Merchant, OrderId};
-use expediter_wire::registry::Registration;
+use expediter_types::{LimitScope, Merchant, OrderId, Scope};
+use expediter_wire::registry::{Registration, ScopeRegistration};
 
 use super::*;
 
@@ -152,6 +152,106 @@ async fn the_registry_is_followed_and_guarded() {
         .await
         .unwrap();
     until("resumed", || known.heard() == ["loaded", "resume"]).await;
+    node.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_that_merchants_share_are_followed_and_guarded() {
+    let server = Server::start().await;
+    let connection = server.connect().await;
+    ensure(&connection, &Topology::default()).await.unwrap();
+    let registry = Registry::new(&connection);
+    let limits = |kind, burst, actor: &str| ScopeRegistration {
+        scope: Scope {
+            kind,
+            id: "pizza".into(),
+            rates: vec!["20/s".parse().unwrap()],
+            burst,
+            concurrency: Some(40),
+        },
+        actor: actor.into(),
+        at: 1_770_000_000_000,
+    };
+    let (group, credential) = (LimitScope::Group, LimitScope::Credential);
+    let first = registry
+        .put_scope(&limits(group, 1, "ann"), 0)
+        .await
+        .unwrap();
+    registry
+        .put(&registration("pizza", "http://a/1", "ann"), 0)
+        .await
+        .unwrap();
+
+    let (host, known) = (Host::default(), Known::default());
+    let node = start_with(&server, "n", &host, &known).await.unwrap();
+    until("loaded", || known.heard() == ["loaded"]).await;
+    let of = |key: &str| known.urls().get(key).cloned();
+    assert_eq!(of("group/pizza").as_deref(), Some("burst 1"));
+    assert_eq!(
+        of("pizza").as_deref(),
+        Some("http://a/1"),
+        "the names do not meet"
+    );
+
+    let second = registry
+        .put_scope(&limits(group, 2, "bob"), first)
+        .await
+        .unwrap();
+    registry
+        .put_scope(&limits(credential, 7, "bob"), 0)
+        .await
+        .unwrap();
+    until("followed", || {
+        of("group/pizza").as_deref() == Some("burst 2")
+            && of("credential/pizza").as_deref() == Some("burst 7")
+    })
+    .await;
+    let conflict = registry
+        .put_scope(&limits(group, 3, "cid"), first)
+        .await
+        .unwrap_err();
+    match conflict {
+        Error::Conflict {
+            key,
+            actor,
+            revision,
+            ..
+        } => {
+            assert_eq!(
+                (key.as_str(), actor.as_str(), revision),
+                ("group/pizza", "bob", second)
+            );
+        }
+        other => panic!("{other}"),
+    }
+    let stored = registry.scope(group, "pizza").await.unwrap().unwrap();
+    assert_eq!(
+        (stored.registration, stored.revision),
+        (limits(group, 2, "bob"), second)
+    );
+    let listed = registry.scopes().await.unwrap();
+    let kinds: Vec<_> = listed
+        .iter()
+        .map(|entry| entry.registration.scope.kind)
+        .collect();
+    assert_eq!(kinds, [group, credential]);
+    assert_eq!(registry.list().await.unwrap().len(), 1, "no merchants");
+
+    registry
+        .delete_scope(group, "pizza", "dan", second)
+        .await
+        .unwrap();
+    until("deleted", || of("group/pizza").is_none()).await;
+    assert!(registry.scope(group, "pizza").await.unwrap().is_none());
+    assert_eq!(registry.scopes().await.unwrap().len(), 1);
+    registry
+        .put_scope(&limits(group, 4, "eve"), 0)
+        .await
+        .unwrap();
+    until("created again", || {
+        of("group/pizza").as_deref() == Some("burst 4")
+    })
+    .await;
     node.leave().await;
 }
 

@@ -13,7 +13,8 @@ use expediter_ports::{
     Stopped,
 };
 use expediter_types::{
-    AttemptMark, Mark, MerchantId, OrderId, Outcome, OutcomeKind, Partition, Record, Seq,
+    AttemptMark, LimitScope, Mark, MerchantId, OrderId, Outcome, OutcomeKind, Partition, Record,
+    Scope, Seq,
 };
 
 /// A host that only writes down what it is told, and keeps a store's meta record.
@@ -332,6 +333,17 @@ impl RegistrySink for Known {
 
     fn remove(&self, merchant: &MerchantId) {
         self.0.lock().unwrap().remove(merchant.as_str());
+    }
+
+    fn put_scope(&self, scope: Arc<Scope>) {
+        let key = format!("{}/{}", scope.kind.as_str(), scope.id);
+        let burst = format!("burst {}", scope.burst);
+        self.0.lock().unwrap().insert(key, burst);
+    }
+
+    fn remove_scope(&self, kind: LimitScope, id: &str) {
+        let key = format!("{}/{id}", kind.as_str());
+        self.0.lock().unwrap().remove(&key);
     }
 
     fn loaded(&self) {

@@ -1,6 +1,7 @@
 //! A broker that comes back without what it had acknowledged.
 
-use expediter_types::Stamp;
+use expediter_ports::PublishFailure;
+use expediter_types::{Record, Stamp};
 
 use super::*;
 
@@ -117,6 +118,56 @@ async fn lost_claims_are_taken_again() {
     assert!(recovered.replaced.is_some(), "an older claim stands");
     assert_eq!(recovered.replaced_epoch, token, "the store knows better");
     until("ready", || node.status().ready()).await;
+    node.leave().await;
+}
+
+/// With one partition every claim of an empty OUTCOMES has the same number.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_epoch_that_is_over_writes_nothing_into_one_of_the_same_number() {
+    let mut server = Server::start().await;
+    let connection = server.connect().await;
+    let topology = expediter_nats::Topology {
+        partitions: Some(1),
+        ..Default::default()
+    };
+    expediter_nats::ensure(&connection, &topology)
+        .await
+        .unwrap();
+    let host = Host::default();
+    let mut options = Options::new(NodeName::new("a").unwrap(), &server.url());
+    options.topology = topology;
+    let shared = Arc::new(host.clone());
+    let known = Arc::new(Known::default());
+    let node = Node::start(options, shared.clone(), known, shared.clone(), shared)
+        .await
+        .unwrap();
+    ready(&node, 1).await;
+    let (p, shop) = (Partition(0), merchant("luigis"));
+    publish(&connection, &shop, "before").await;
+    until("taken", || host.ids() == ["before"]).await;
+    let former = host.last_start(p).stamp;
+    let old = host.state().partitions[&p].log.clone().unwrap();
+
+    server.kill();
+    server.wipe();
+    server.run().await;
+    until("claimed again", || {
+        host.state().partitions[&p].starts.len() == 2
+    })
+    .await;
+    assert_eq!(host.last_start(p).stamp.token, former.token);
+    let late = old.publish(1, Record::Outcomes(Vec::new())).await;
+    assert!(
+        matches!(late, Err(PublishFailure::Undecided(_))),
+        "{late:?}"
+    );
+    publish(&connection, &shop, "after").await;
+    until("taken", || host.ids() == ["before", "after"]).await;
+    let record = host.finish(p, &["after"]).await;
+    let context = async_nats::jetstream::new(connection.client().clone());
+    let outcomes = context.get_stream("OUTCOMES").await.unwrap();
+    let stored = outcomes.get_raw_message(record).await.unwrap();
+    assert_eq!(stored.subject.as_str(), "outcomes.0");
     node.leave().await;
 }
 

@@ -3,6 +3,7 @@
 mod audit;
 mod clients;
 mod control;
+mod credentials;
 mod faults;
 mod host;
 mod losses;

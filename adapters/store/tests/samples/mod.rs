@@ -38,6 +38,7 @@ pub(crate) fn with_payload(id: &str, seq: Seq, payload: Bytes) -> Stored {
                 deadline: None,
                 not_before: None,
                 key: None,
+                priority: expediter_types::Priority::Normal,
                 event_type: None,
                 source: None,
                 time: None,

@@ -35,15 +35,7 @@ label!(AttemptClass, "class", AttemptClass::ALL);
 label!(DeadReason, "reason", DeadReason::ALL);
 label!(Promise, "promise", Promise::ALL);
 label!(Alarm, "kind", Alarm::ALL);
-label!(
-    ClosedBecause,
-    "because",
-    [
-        ClosedBecause::RateLimited,
-        ClosedBecause::Suspended,
-        ClosedBecause::Misconfigured
-    ]
-);
+label!(ClosedBecause, "because", ClosedBecause::ALL);
 
 impl Label for OutcomeKind {
     const NAME: &'static str = "outcome";
@@ -56,6 +48,7 @@ impl Label for OutcomeKind {
             // The reason has a metric of its own.
             Self::DeadLettered(DeadReason::Ambiguous),
             Self::Duplicate,
+            Self::Cancelled,
         ];
         all.iter().map(|kind| kind.as_str()).collect()
     }
@@ -67,6 +60,7 @@ impl Label for OutcomeKind {
             Self::Expired => 2,
             Self::DeadLettered(_) => 3,
             Self::Duplicate => 4,
+            Self::Cancelled => 5,
         }
     }
 }

@@ -81,19 +81,27 @@ impl From<expediter_nats::Error> for Error {
                  a few seconds if one has just started or stopped"
             )),
             Nats::Conflict {
-                merchant,
+                key,
                 actor,
                 at,
                 revision,
-            } => Self::Conflict(match at {
-                0 => format!("merchant {merchant} was changed meanwhile by {actor}"),
-                at => format!(
-                    "merchant {merchant} was changed meanwhile by {} {}, to revision {revision}\n\
-                     Look at `expediter merchant show {merchant} --history`, then repeat",
-                    clean(&actor),
-                    ago(at, now())
-                ),
-            }),
+            } => {
+                let (what, look) = if key.contains('/') {
+                    (key, "expediter merchant scope list".to_owned())
+                } else {
+                    let look = format!("expediter merchant show {key} --history");
+                    (format!("merchant {key}"), look)
+                };
+                Self::Conflict(match at {
+                    0 => format!("{what} was changed meanwhile by {actor}"),
+                    at => format!(
+                        "{what} was changed meanwhile by {} {}, to revision {revision}\n\
+                         Look at `{look}`, then repeat",
+                        clean(&actor),
+                        ago(at, now())
+                    ),
+                })
+            }
             _ => Self::failed(told),
         }
     }

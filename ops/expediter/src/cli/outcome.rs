@@ -55,6 +55,7 @@ enum Kind {
     Rejected,
     Expired,
     DeadLettered,
+    Cancelled,
     Duplicate,
 }
 
@@ -65,6 +66,7 @@ impl Kind {
             OutcomeKind::Rejected => Self::Rejected,
             OutcomeKind::Expired => Self::Expired,
             OutcomeKind::DeadLettered(_) => Self::DeadLettered,
+            OutcomeKind::Cancelled => Self::Cancelled,
             OutcomeKind::Duplicate => Self::Duplicate,
         }
     }
@@ -246,6 +248,7 @@ pub(super) mod tests {
             deadline: None,
             not_before: None,
             key: None,
+            priority: expediter_types::Priority::Normal,
             event_type: None,
             source: None,
             time: None,

@@ -1,22 +1,30 @@
 use std::time::Duration;
 
 use expediter_types::{
-    Adapter, AttemptClass, ClassifyRule, Idempotency, Predicate, Secret, SecretRef,
+    Adapter, AttemptClass, Idempotency, LimitScope, MerchantId, Secret, SecretRef,
 };
 
-use super::document::{Node, Value};
-use super::reader::{ADAPTER, CLASSIFY, Fields, Reader, join, shown};
-use super::url;
+use super::document::Value;
+use super::reader::{ADAPTER, Fields, Reader, join, shown};
+use super::{rules, url};
 
 /// Headers in a manifest, at most.
 const MAX_HEADERS: usize = 32;
 /// Bytes of a header's value, at most.
 const MAX_VALUE: usize = 4096;
-/// Entries of `classify`, at most.
-const MAX_RULES: usize = 100;
 
-pub(super) const IDEMPOTENCIES: [(&str, Idempotency); 2] =
-    [("native", Idempotency::Native), ("none", Idempotency::None)];
+pub(super) const IDEMPOTENCIES: [(&str, Idempotency); 4] = [
+    ("native", Idempotency::Native),
+    ("unique_ref", Idempotency::UniqueRef),
+    ("lookup", Idempotency::Lookup),
+    ("none", Idempotency::None),
+];
+
+const SCOPES: [(&str, LimitScope); 3] = [
+    ("merchant", LimitScope::Merchant),
+    ("group", LimitScope::Group),
+    ("credential", LimitScope::Credential),
+];
 
 /// Reads the adapter of a merchant; `None` when it is missing or not a table.
 pub(super) fn read(reader: &mut Reader<'_>, merchant: &Fields<'_, '_>) -> Option<Adapter> {
@@ -41,7 +49,7 @@ pub(super) fn read(reader: &mut Reader<'_>, merchant: &Fields<'_, '_>) -> Option
         .choice(&fields, "method", &methods)
         .map(str::to_owned);
     let window = (SECOND, Duration::from_secs(30 * 86_400));
-    Some(Adapter {
+    let adapter = Adapter {
         method: method.unwrap_or(default.method),
         timeout: reader
             .duration(&fields, "timeout", (SECOND, Duration::from_secs(600)))
@@ -54,9 +62,55 @@ pub(super) fn read(reader: &mut Reader<'_>, merchant: &Fields<'_, '_>) -> Option
             .duration(&fields, "idempotency_window", window)
             .unwrap_or(default.idempotency_window),
         rejected: rejected(reader, &fields),
-        classify: classify(reader, &fields),
+        classify: rules::classify(reader, &fields),
+        credential: reader.parsed(&fields, "credential", label),
+        rate_limit_scope: reader
+            .choice(&fields, "rate_limit_scope", &SCOPES)
+            .unwrap_or(default.rate_limit_scope),
+        lookup: rules::lookup(reader, &fields).map(Box::new),
         url: default.url,
-    })
+    };
+    agree(reader, &fields, &adapter);
+    Some(adapter)
+}
+
+/// Keys that ask for each other.
+fn agree(reader: &mut Reader<'_>, fields: &Fields<'_, '_>, adapter: &Adapter) {
+    let line = |name: &str| fields.node(name).map_or(fields.line, |node| node.line);
+    let (idempotency, scope) = ("idempotency", "rate_limit_scope");
+    if adapter.rate_limit_scope == LimitScope::Credential && fields.node("credential").is_none() {
+        let message = "credential asks for adapter.credential, the account that is meant";
+        reader.problem(line(scope), &fields.key(scope), message);
+    }
+    let names_repeats = |adapter: &Adapter| {
+        let mut classes = adapter.classify.iter().map(|rule| rule.class);
+        classes.any(|class| class == AttemptClass::AlreadyDone)
+    };
+    match adapter.idempotency {
+        Idempotency::UniqueRef if !names_repeats(adapter) => {
+            let message = "unique_ref asks for a classify rule with class already_done: \
+                           the answer by which the merchant refuses a repeat";
+            reader.problem(line(idempotency), &fields.key(idempotency), message);
+        }
+        Idempotency::Lookup if fields.node("lookup").is_none() => {
+            let message = "lookup asks for [merchant.adapter.lookup] with a url";
+            reader.problem(line(idempotency), &fields.key(idempotency), message);
+        }
+        Idempotency::Lookup => {}
+        _ if fields.node("lookup").is_some() => {
+            let message = "is only used with idempotency = \"lookup\"";
+            reader.problem(line("lookup"), &fields.key("lookup"), message);
+        }
+        _ => {}
+    }
+}
+
+/// The alphabet of ids: such a name is a key of the registry and a label of metrics.
+pub(super) fn label(text: &str) -> Result<String, String> {
+    match MerchantId::new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!("{:?} must be 1-64 of A-Z a-z 0-9 _ -", shown(text))),
+    }
 }
 
 fn headers(reader: &mut Reader<'_>, adapter: &Fields<'_, '_>) -> Vec<(String, Secret)> {
@@ -209,155 +263,4 @@ fn rejected(reader: &mut Reader<'_>, adapter: &Fields<'_, '_>) -> Vec<u16> {
     found.sort_unstable();
     found.dedup();
     found
-}
-
-fn classify(reader: &mut Reader<'_>, adapter: &Fields<'_, '_>) -> Vec<ClassifyRule> {
-    let key = adapter.key("classify");
-    let Some(node) = adapter.node("classify") else {
-        return Vec::new();
-    };
-    let Value::List(list) = &node.value else {
-        reader.expected(
-            node,
-            &key,
-            "a list of rules: write [[merchant.adapter.classify]]",
-        );
-        return Vec::new();
-    };
-    if list.len() > MAX_RULES {
-        let message = format!("{} rules, at most {MAX_RULES} are accepted", list.len());
-        reader.problem(node.line, &key, message);
-        return Vec::new();
-    }
-    let rules = list.iter().enumerate().filter_map(|(n, node)| {
-        let fields = reader.fields(node, &format!("{key}[{n}]"), CLASSIFY)?;
-        rule(reader, &fields)
-    });
-    rules.collect()
-}
-
-fn rule(reader: &mut Reader<'_>, fields: &Fields<'_, '_>) -> Option<ClassifyRule> {
-    // `local` is a fault of the node, which no answer can tell.
-    let classes = AttemptClass::ALL
-        .into_iter()
-        .filter(|class| *class != AttemptClass::Local);
-    let classes: Vec<_> = classes.map(|class| (class.as_str(), class)).collect();
-    let class = reader.choice(fields, "class", &classes);
-    if fields.node("class").is_none() {
-        reader.problem(
-            fields.line,
-            &fields.key("class"),
-            "is missing: a rule names a class",
-        );
-    }
-    let mut when = Vec::new();
-    if let Some(node) = fields.node("status") {
-        match status(node) {
-            Some((from, to)) => when.push(Predicate::Status(from, to)),
-            None => {
-                let what = "expected a status such as 409 or a range such as \"500-599\", \
-                            from 100 to 599";
-                reader.problem(node.line, &fields.key("status"), what);
-            }
-        }
-    }
-    when.extend(reader.parsed(fields, "header", header_predicate));
-    when.extend(reader.parsed(fields, "json", json_predicate));
-    if ["status", "header", "json"]
-        .iter()
-        .all(|name| fields.node(name).is_none())
-    {
-        let message = "a rule has at least one of status, header and json";
-        reader.problem(fields.line, &fields.path, message);
-    }
-    class.map(|class| ClassifyRule { when, class })
-}
-
-fn status(node: &Node<'_>) -> Option<(u16, u16)> {
-    let one = |text: &str| {
-        text.trim()
-            .parse::<u16>()
-            .ok()
-            .filter(|s| (100..=599).contains(s))
-    };
-    let (from, to) = match &node.value {
-        Value::Integer(status) => {
-            let status = one(&status.to_string())?;
-            (status, status)
-        }
-        Value::Text(text) => match text.split_once('-') {
-            Some((from, to)) => (one(from)?, one(to)?),
-            None => (one(text)?, one(text)?),
-        },
-        _ => return None,
-    };
-    (from <= to).then_some((from, to))
-}
-
-/// A name, and the value after the first `=`.
-fn split(text: &str) -> Result<(&str, Option<String>), String> {
-    let (name, value) = match text.split_once('=') {
-        Some((name, value)) => (name, Some(value.to_owned())),
-        None => (text, None),
-    };
-    match &value {
-        Some(value) if value.len() > 1024 => Err("the value has more than 1024 bytes".into()),
-        _ => Ok((name, value)),
-    }
-}
-
-fn header_predicate(text: &str) -> Result<Predicate, String> {
-    let (name, value) = split(text)?;
-    let name = name.to_ascii_lowercase();
-    let legal = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    if name.is_empty() || name.len() > 128 || !name.bytes().all(legal) {
-        return Err(format!(
-            "{:?} is not a header such as x-foo or x-foo=bar",
-            shown(text)
-        ));
-    }
-    Ok(Predicate::Header(name, value))
-}
-
-fn json_predicate(text: &str) -> Result<Predicate, String> {
-    let (path, value) = split(text)?;
-    if path.len() <= 256 && is_json_path(path) {
-        return Ok(Predicate::Json(path.to_owned(), value));
-    }
-    let form = "$.error.code, $.errors[0].code or $.error.code=TEXT";
-    Err(format!("{:?} is not a path such as {form}", shown(text)))
-}
-
-/// `$`, then at least one of `.name` and `[index]`.
-fn is_json_path(path: &str) -> bool {
-    let Some(mut rest) = path.strip_prefix('$') else {
-        return false;
-    };
-    if rest.is_empty() {
-        return false;
-    }
-    while !rest.is_empty() {
-        let (step, index) = match (rest.strip_prefix('.'), rest.strip_prefix('[')) {
-            (Some(step), _) => (step, false),
-            (_, Some(step)) => (step, true),
-            _ => return false,
-        };
-        let in_step = |b: &u8| match index {
-            true => b.is_ascii_digit(),
-            false => !matches!(b, b'.' | b'[' | b']') && !b.is_ascii_control(),
-        };
-        let len = step.bytes().take_while(in_step).count();
-        // Every byte that ends a step is ASCII, so this is no cut within a character.
-        let (taken, after) = step.split_at(len);
-        let after = if index {
-            after.strip_prefix(']')
-        } else {
-            Some(after)
-        };
-        match after {
-            Some(after) if !taken.is_empty() && (!index || taken.len() <= 9) => rest = after,
-            _ => return false,
-        }
-    }
-    true
 }

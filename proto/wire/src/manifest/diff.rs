@@ -1,10 +1,11 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use expediter_types::{Merchant, Secret};
+use expediter_types::{Merchant, Scope, Secret};
 use serde_json::Value;
 
 use super::adapter::looks_secret;
-use super::write::MerchantOut;
+use super::reader::join;
+use super::write::{MerchantOut, ScopeOut};
 
 /// One key that differs between two manifests of a merchant.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -23,15 +24,33 @@ const HIDDEN: &str = "(hidden)";
 /// What differs, by key. A plain value of a header that looks like a secret is shown as `(hidden)`.
 #[must_use]
 pub fn diff(old: &Merchant, new: &Merchant) -> Vec<Change> {
-    let (before, after) = (flat(old), flat(new));
-    let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    compare(
+        &flat(MerchantOut::from(old)),
+        &flat(MerchantOut::from(new)),
+        |is_new, key, value| shown(if is_new { new } else { old }, key, value),
+    )
+}
+
+/// What differs between two limits of one group or credential, by key.
+#[must_use]
+pub fn diff_scopes(old: &Scope, new: &Scope) -> Vec<Change> {
+    let (old, new) = (flat(ScopeOut::from(old)), flat(ScopeOut::from(new)));
+    compare(&old, &new, |_, _, value| value.to_owned())
+}
+
+fn compare(
+    before: &BTreeMap<String, String>,
+    after: &BTreeMap<String, String>,
+    shown: impl Fn(bool, &str, &str) -> String,
+) -> Vec<Change> {
+    let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     let changed = keys
         .into_iter()
         .filter(|key| before.get(*key) != after.get(*key));
     changed
         .map(|key| Change {
-            from: before.get(key).map(|value| shown(old, key, value)),
-            to: after.get(key).map(|value| shown(new, key, value)),
+            from: before.get(key).map(|value| shown(false, key, value)),
+            to: after.get(key).map(|value| shown(true, key, value)),
             key: key.clone(),
         })
         .collect()
@@ -53,21 +72,32 @@ fn shown(merchant: &Merchant, key: &str, value: &str) -> String {
     }
 }
 
-fn flat(merchant: &Merchant) -> BTreeMap<String, String> {
-    let mut out = BTreeMap::new();
-    let value = serde_json::to_value(MerchantOut::from(merchant)).unwrap_or_default();
-    flatten(String::new(), value, &mut out);
-    out
+fn flat(out: impl serde::Serialize) -> BTreeMap<String, String> {
+    let mut flat = BTreeMap::new();
+    let value = serde_json::to_value(out).unwrap_or_default();
+    flatten(String::new(), value, &mut flat);
+    flat
 }
 
 fn flatten(path: String, value: Value, out: &mut BTreeMap<String, String>) {
     match value {
         Value::Object(map) => {
             for (name, value) in map {
-                flatten(super::reader::join(&path, &name), value, out);
+                flatten(join(&path, &name), value, out);
+            }
+        }
+        // Jobs go by their names, so that a new one is no change of those after it.
+        Value::Array(list) if !list.is_empty() && list.iter().all(|one| name(one).is_some()) => {
+            for value in list {
+                let path = join(&path, name(&value).unwrap_or_default());
+                flatten(path, value, out);
             }
         }
         Value::String(text) => drop(out.insert(path, text)),
         other => drop(out.insert(path, other.to_string())),
     }
+}
+
+fn name(value: &Value) -> Option<&str> {
+    value.get("name")?.as_str()
 }

@@ -15,7 +15,9 @@ pub(super) enum Value<'a> {
     Text(Cow<'a, str>),
     Integer(i64),
     Float(f64),
-    Flag,
+    Flag(bool),
+    /// JSON only.
+    Null,
     List(Vec<Node<'a>>),
     Table(Vec<Entry<'a>>),
     /// A kind that no key takes, by its name.
@@ -36,7 +38,8 @@ impl Value<'_> {
             Self::Text(_) => "text",
             Self::Integer(_) => "a whole number",
             Self::Float(_) => "a number",
-            Self::Flag => "true or false",
+            Self::Flag(_) => "true or false",
+            Self::Null => "null",
             Self::List(_) => "a list",
             Self::Table(_) => "a table",
             Self::Other(kind) => kind,
@@ -98,7 +101,7 @@ fn convert<'a>(lines: &Lines, value: DeValue<'a>) -> Value<'a> {
             Ok(number) => Value::Float(number),
             Err(_) => Value::Other("a number that cannot be read"),
         },
-        DeValue::Boolean(_) => Value::Flag,
+        DeValue::Boolean(flag) => Value::Flag(flag),
         DeValue::Datetime(_) => Value::Other("a date or time"),
         DeValue::Array(list) => {
             let list = list.into_iter().map(|node| {

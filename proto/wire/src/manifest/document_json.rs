@@ -176,8 +176,8 @@ impl<'a> Parser<'a> {
 
     fn word(&mut self) -> Result<Value<'a>, SyntaxError> {
         match self.token() {
-            "true" | "false" => Ok(Value::Flag),
-            "null" => Ok(Value::Other("null")),
+            flag @ ("true" | "false") => Ok(Value::Flag(flag == "true")),
+            "null" => Ok(Value::Null),
             other => {
                 let shown: String = other.chars().take(40).collect();
                 Err(self.wrong(format!(

@@ -1,19 +1,17 @@
 use std::time::Duration;
 
-use expediter_types::{Limits, Merchant, MerchantId, Ordering, Rate, Retry};
+use expediter_types::{Breaker, Limits, Merchant, MerchantId, OnPark, Ordering, Retry};
 
-use super::adapter;
 use super::document::Node;
-use super::reader::{Fields, LIMITS, MERCHANT, RETRY, Reader, shown};
+use super::limits::limits;
+use super::reader::{BREAKER, Fields, HOURS, LIMITS, MERCHANT, RETRY, Reader};
+use super::{adapter, hours, job};
 
 const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
-pub(super) const ORDERINGS: [(&str, Ordering); 3] = [
-    ("none", Ordering::None),
-    ("order", Ordering::Order),
-    ("merchant", Ordering::Merchant),
-];
+const PARKED: [(&str, OnPark); 2] = [("continue", OnPark::Continue), ("hold", OnPark::Hold)];
 
 /// Reads a merchant; `None` when something is wrong with it.
 pub(super) fn read(reader: &mut Reader<'_>, node: &Node<'_>, path: &str) -> Option<Merchant> {
@@ -32,15 +30,23 @@ pub(super) fn read(reader: &mut Reader<'_>, node: &Node<'_>, path: &str) -> Opti
     };
     let adapter = adapter::read(reader, &fields);
     let name = reader.parsed(&fields, "name", name);
-    let group = reader.parsed(&fields, "group", group);
+    let group = reader.parsed(&fields, "group", adapter::label);
     let limits = match reader.section(&fields, "limits", LIMITS) {
         Some(section) => limits(reader, &section),
         None => Limits::default(),
     };
     let retry = match reader.section(&fields, "retry", RETRY) {
-        Some(section) => retry(reader, &section),
+        Some(section) => retry(reader, &section, limits.ordering),
         None => Retry::default(),
     };
+    let breaker = match reader.section(&fields, "breaker", BREAKER) {
+        Some(section) => breaker(reader, &section),
+        None => Breaker::default(),
+    };
+    let hours = reader
+        .section(&fields, "hours", HOURS)
+        .and_then(|section| hours::read(reader, &section));
+    let jobs = job::read(reader, &fields);
     if reader.problems.len() > before {
         return None;
     }
@@ -51,6 +57,9 @@ pub(super) fn read(reader: &mut Reader<'_>, node: &Node<'_>, path: &str) -> Opti
         adapter: adapter?,
         limits,
         retry,
+        breaker,
+        hours,
+        jobs,
         id: default.id,
     })
 }
@@ -64,37 +73,9 @@ fn name(text: &str) -> Result<String, String> {
     }
 }
 
-fn group(text: &str) -> Result<String, String> {
-    // The alphabet of ids: a group is a label of metrics.
-    match MerchantId::new(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err(format!("{:?} must be 1-64 of A-Z a-z 0-9 _ -", shown(text))),
-    }
-}
-
-fn limits(reader: &mut Reader<'_>, section: &Fields<'_, '_>) -> Limits {
-    let default = Limits::default();
-    let range = (1, 10_000);
-    Limits {
-        rate: reader.parsed(section, "rate", |text| text.parse::<Rate>()),
-        burst: reader
-            .whole(section, "burst", range)
-            .unwrap_or(default.burst),
-        concurrency: reader
-            .whole(section, "concurrency", range)
-            .unwrap_or(default.concurrency),
-        ordering: reader
-            .choice(section, "ordering", &ORDERINGS)
-            .unwrap_or(default.ordering),
-        mailbox: reader
-            .whole(section, "mailbox", range)
-            .unwrap_or(default.mailbox),
-    }
-}
-
-fn retry(reader: &mut Reader<'_>, section: &Fields<'_, '_>) -> Retry {
+fn retry(reader: &mut Reader<'_>, section: &Fields<'_, '_>, ordering: Ordering) -> Retry {
     let default = Retry::default();
-    let initial = (Duration::from_millis(10), Duration::from_secs(3600));
+    let initial = (Duration::from_millis(10), HOUR);
     let initial = reader
         .duration(section, "initial", initial)
         .unwrap_or(default.initial);
@@ -103,6 +84,15 @@ fn retry(reader: &mut Reader<'_>, section: &Fields<'_, '_>) -> Retry {
         // Only `initial` was given: it must not be above what was not.
         None => Some(default.max.max(initial)),
     };
+    let on_park = reader.choice(section, "on_park", &PARKED);
+    if on_park == Some(OnPark::Hold) && ordering == Ordering::None {
+        let line = section
+            .node("on_park")
+            .map_or(section.line, |node| node.line);
+        let message = "hold asks for limits.ordering order or merchant: \
+                       without one no order is behind another";
+        reader.problem(line, &section.key("on_park"), message);
+    }
     Retry {
         initial,
         max: max.unwrap_or(default.max),
@@ -115,5 +105,43 @@ fn retry(reader: &mut Reader<'_>, section: &Fields<'_, '_>) -> Retry {
         deadline: reader
             .duration(section, "deadline", (SECOND, 30 * DAY))
             .unwrap_or(default.deadline),
+        margin: reader
+            .duration(section, "margin", (Duration::ZERO, HOUR))
+            .unwrap_or(default.margin),
+        budget: reader
+            .number(section, "budget", (0.0, 10.0))
+            .unwrap_or(default.budget),
+        on_park: on_park.unwrap_or(default.on_park),
+    }
+}
+
+fn breaker(reader: &mut Reader<'_>, section: &Fields<'_, '_>) -> Breaker {
+    let default = Breaker::default();
+    let open = reader
+        .duration(section, "open", (Duration::from_millis(100), HOUR))
+        .unwrap_or(default.open);
+    let max_open = match section.node("max_open") {
+        Some(_) => reader.duration(section, "max_open", (open, DAY)),
+        // Only `open` was given: it must not be above what was not.
+        None => Some(default.max_open.max(open)),
+    };
+    Breaker {
+        consecutive: reader
+            .whole(section, "consecutive", (0, 10_000))
+            .unwrap_or(default.consecutive),
+        ratio: reader
+            .number(section, "ratio", (0.01, 1.0))
+            .unwrap_or(default.ratio),
+        min_samples: reader
+            .whole(section, "min_samples", (0, 100_000))
+            .unwrap_or(default.min_samples),
+        window: reader
+            .duration(section, "window", (SECOND, HOUR))
+            .unwrap_or(default.window),
+        open,
+        max_open: max_open.unwrap_or(default.max_open),
+        probes: reader
+            .whole(section, "probes", (1, 100))
+            .unwrap_or(default.probes),
     }
 }

@@ -7,23 +7,27 @@ mod adapter;
 mod diff;
 mod document;
 mod document_json;
+mod hours;
+mod job;
+mod limits;
 mod merchant;
 mod problem;
 mod reader;
+mod rules;
 mod url;
 mod write;
 
 use std::collections::HashMap;
 
-use expediter_types::{Merchant, MerchantId};
+use expediter_types::{LimitScope, Merchant, Scope};
 
 use document::{Node, Value};
 use reader::Reader;
 
-pub use diff::{Change, diff};
+pub use diff::{Change, diff, diff_scopes};
 pub use problem::{ManifestError, Problem};
-pub use reader::known_keys;
-pub use write::{to_json, to_toml};
+pub use reader::{known_keys, scope_keys};
+pub use write::{scope_to_json, scope_to_toml, to_json, to_toml};
 
 /// The largest text that is read, in bytes.
 pub const MAX_TEXT: usize = 64 << 20;
@@ -32,6 +36,8 @@ pub const MAX_TEXT: usize = 64 << 20;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Manifest {
     pub merchants: Vec<Sourced>,
+    /// What merchants share.
+    pub scopes: Vec<SourcedScope>,
     /// Valid, but better otherwise.
     pub warnings: Vec<Problem>,
 }
@@ -40,6 +46,15 @@ pub struct Manifest {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sourced {
     pub merchant: Merchant,
+    pub file: String,
+    /// From 1.
+    pub line: u32,
+}
+
+/// A group's or credential's limits and where they are written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourcedScope {
+    pub scope: Scope,
     pub file: String,
     /// From 1.
     pub line: u32,
@@ -65,11 +80,37 @@ pub fn read_all<'a>(
     let mut problems = Vec::new();
     for (file, text) in files {
         let mut reader = Reader::new(file);
-        read_file(&mut reader, text, &mut manifest.merchants);
+        read_file(&mut reader, text, &mut manifest);
         manifest.warnings.append(&mut reader.warnings);
         problems.append(&mut reader.problems);
     }
-    problems.extend(duplicates(&manifest.merchants));
+    let merchants = manifest.merchants.iter();
+    problems.extend(duplicates(
+        "merchant",
+        merchants.map(|sourced| {
+            (
+                sourced.merchant.id.as_str(),
+                sourced.file.as_str(),
+                sourced.line,
+            )
+        }),
+    ));
+    for kind in [LimitScope::Group, LimitScope::Credential] {
+        let scopes = manifest
+            .scopes
+            .iter()
+            .filter(|sourced| sourced.scope.kind == kind);
+        problems.extend(duplicates(
+            kind.as_str(),
+            scopes.map(|sourced| {
+                (
+                    sourced.scope.id.as_str(),
+                    sourced.file.as_str(),
+                    sourced.line,
+                )
+            }),
+        ));
+    }
     if problems.is_empty() {
         Ok(manifest)
     } else {
@@ -79,20 +120,36 @@ pub fn read_all<'a>(
 
 /// Reads a merchant as the registry keeps it: keys that a newer version added are ignored.
 pub(crate) fn read_stored(text: &str) -> Result<Merchant, ManifestError> {
+    stored(text, |reader, node| {
+        merchant::read(reader, node, "merchant")
+    })
+}
+
+/// Reads a group's or credential's limits as the registry keeps them.
+pub(crate) fn read_stored_scope(text: &str, kind: LimitScope) -> Result<Scope, ManifestError> {
+    stored(text, |reader, node| {
+        limits::scope(reader, node, kind.as_str(), kind)
+    })
+}
+
+fn stored<T>(
+    text: &str,
+    read: impl FnOnce(&mut Reader<'_>, &Node<'_>) -> Option<T>,
+) -> Result<T, ManifestError> {
     let mut reader = Reader::lenient("registry");
-    let merchant = match document_json::parse(text) {
-        Ok(node) => merchant::read(&mut reader, &node, "merchant"),
+    let value = match document_json::parse(text) {
+        Ok(node) => read(&mut reader, &node),
         Err(problem) => {
             reader.problem(problem.line, "", problem.message);
             None
         }
     };
-    merchant.ok_or(ManifestError {
+    value.ok_or(ManifestError {
         problems: reader.problems,
     })
 }
 
-fn read_file(reader: &mut Reader<'_>, text: &str, merchants: &mut Vec<Sourced>) {
+fn read_file(reader: &mut Reader<'_>, text: &str, manifest: &mut Manifest) {
     if text.len() > MAX_TEXT {
         reader.problem(
             0,
@@ -116,41 +173,67 @@ fn read_file(reader: &mut Reader<'_>, text: &str, merchants: &mut Vec<Sourced>) 
             return;
         }
     };
-    for (path, node) in entries(reader, &root, json) {
-        if let Some(merchant) = merchant::read(reader, node, &path) {
-            merchants.push(Sourced {
-                merchant,
-                file: reader.file.to_owned(),
-                line: node.line,
-            });
+    for (kind, path, node) in entries(reader, &root, json) {
+        let file = reader.file.to_owned();
+        let line = node.line;
+        match kind {
+            LimitScope::Merchant => {
+                manifest
+                    .merchants
+                    .extend(merchant::read(reader, node, &path).map(|merchant| Sourced {
+                        merchant,
+                        file,
+                        line,
+                    }))
+            }
+            LimitScope::Group | LimitScope::Credential => manifest.scopes.extend(
+                limits::scope(reader, node, &path, kind).map(|scope| SourcedScope {
+                    scope,
+                    file,
+                    line,
+                }),
+            ),
         }
     }
 }
 
-/// The merchants of a document, each with its path.
+/// What a document has, each with its path.
 fn entries<'a, 'd>(
     reader: &mut Reader<'_>,
     root: &'a Node<'d>,
     json: bool,
-) -> Vec<(String, &'a Node<'d>)> {
-    const KEY: &str = "merchant";
-    let one_or_many = |node: &'a Node<'d>| match &node.value {
+) -> Vec<(LimitScope, String, &'a Node<'d>)> {
+    const KINDS: [LimitScope; 3] = [
+        LimitScope::Merchant,
+        LimitScope::Group,
+        LimitScope::Credential,
+    ];
+    let one_or_many = |kind: LimitScope, node: &'a Node<'d>| match &node.value {
         Value::List(list) => list
             .iter()
             .enumerate()
-            .map(|(n, node)| (format!("{KEY}[{n}]"), node))
+            .map(|(n, node)| (kind, format!("{}[{n}]", kind.as_str()), node))
             .collect(),
-        _ => vec![(KEY.to_owned(), node)],
+        _ => vec![(kind, kind.as_str().to_owned(), node)],
+    };
+    // A merchant of its own has a group too, as text.
+    let is_file = |entry: &document::Entry<'_>| {
+        KINDS.iter().any(|kind| kind.as_str() == entry.name)
+            && !matches!(entry.node.value, Value::Text(_))
     };
     let found = match &root.value {
-        Value::List(_) => one_or_many(root),
-        Value::Table(table) if json && !table.iter().any(|entry| entry.name == KEY) => {
-            vec![(KEY.to_owned(), root)]
+        Value::List(_) => one_or_many(LimitScope::Merchant, root),
+        Value::Table(table) if json && !table.iter().any(is_file) => {
+            vec![(LimitScope::Merchant, "merchant".to_owned(), root)]
         }
-        Value::Table(_) => match reader.fields(root, "", &[KEY]).and_then(|f| f.node(KEY)) {
-            Some(node) => one_or_many(node),
-            None => Vec::new(),
-        },
+        Value::Table(_) => {
+            let fields = reader.fields(root, "", &KINDS.map(LimitScope::as_str));
+            let found = KINDS.into_iter().filter_map(|kind| {
+                let node = fields.as_ref()?.node(kind.as_str())?;
+                Some(one_or_many(kind, node))
+            });
+            found.flatten().collect()
+        }
         other => {
             let kind = other.kind();
             reader.problem(root.line, "", format!("expected merchants, found {kind}"));
@@ -158,7 +241,9 @@ fn entries<'a, 'd>(
         }
     };
     if found.is_empty() && reader.problems.is_empty() {
-        reader.problem(root.line, "", "no merchant here: write [[merchant]]");
+        let message = "no merchant here: write [[merchant]] ([[group]], [[credential]] for limits \
+                       that merchants share)";
+        reader.problem(root.line, "", message);
     }
     found
 }
@@ -182,28 +267,27 @@ fn is_json(file: &str, text: &str) -> bool {
     }
 }
 
-fn duplicates(merchants: &[Sourced]) -> Vec<Problem> {
-    let mut first: HashMap<&MerchantId, &Sourced> = HashMap::with_capacity(merchants.len());
+/// Ids that appear a second time, of (id, file, line).
+fn duplicates<'m>(kind: &str, all: impl Iterator<Item = (&'m str, &'m str, u32)>) -> Vec<Problem> {
+    let mut first: HashMap<&str, (&str, u32)> = HashMap::new();
     let mut problems = Vec::new();
-    for sourced in merchants {
-        let id = &sourced.merchant.id;
-        if let Some(other) = first.get(id) {
+    for (id, file, line) in all {
+        if let Some((other, other_line)) = first.get(id) {
             problems.push(Problem {
-                file: sourced.file.clone(),
-                line: sourced.line,
-                key: "merchant.id".to_owned(),
-                message: format!(
-                    "{id:?} is given twice, first at {}:{}",
-                    other.file, other.line
-                ),
+                file: file.to_owned(),
+                line,
+                key: format!("{kind}.id"),
+                message: format!("{id:?} is given twice, first at {other}:{other_line}"),
             });
         } else {
-            first.insert(id, sourced);
+            first.insert(id, (file, line));
         }
     }
     problems
 }
 
+#[cfg(test)]
+mod flow_tests;
 #[cfg(test)]
 mod property_tests;
 #[cfg(test)]

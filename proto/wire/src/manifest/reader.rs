@@ -5,33 +5,89 @@ use expediter_types::{format_duration, parse_duration};
 use super::document::{Entry, Node, Value};
 use super::problem::Problem;
 
-pub(super) const MERCHANT: &[&str] = &["id", "name", "group", "adapter", "limits", "retry"];
+pub(super) const MERCHANT: &[&str] = &[
+    "id", "name", "group", "adapter", "limits", "retry", "breaker", "hours", "job",
+];
 pub(super) const ADAPTER: &[&str] = &[
     "kind",
     "url",
     "method",
     "timeout",
     "headers",
+    "credential",
+    "rate_limit_scope",
     "idempotency",
     "idempotency_window",
+    "lookup",
     "rejected",
     "classify",
 ];
 pub(super) const CLASSIFY: &[&str] = &["status", "header", "json", "class"];
-pub(super) const LIMITS: &[&str] = &["rate", "burst", "concurrency", "ordering", "mailbox"];
-pub(super) const RETRY: &[&str] = &["initial", "max", "multiplier", "max_attempts", "deadline"];
+pub(super) const LOOKUP: &[&str] = &["url", "rules"];
+pub(super) const LOOKUP_RULE: &[&str] = &["status", "header", "json", "verdict"];
+pub(super) const LIMITS: &[&str] = &[
+    "rate",
+    "burst",
+    "concurrency",
+    "min_concurrency",
+    "ordering",
+    "mailbox",
+    "backlog",
+];
+pub(super) const RETRY: &[&str] = &[
+    "initial",
+    "max",
+    "multiplier",
+    "max_attempts",
+    "deadline",
+    "margin",
+    "budget",
+    "on_park",
+];
+pub(super) const BREAKER: &[&str] = &[
+    "consecutive",
+    "ratio",
+    "min_samples",
+    "window",
+    "open",
+    "max_open",
+    "probes",
+];
+pub(super) const HOURS: &[&str] = &["timezone", "open"];
+pub(super) const JOB: &[&str] = &[
+    "name",
+    "schedule",
+    "timezone",
+    "missed",
+    "payload",
+    "content_type",
+    "deadline",
+    "priority",
+];
+pub(super) const SCOPE: &[&str] = &["id", "rate", "burst", "concurrency"];
 
-/// The sections of a manifest with their keys: `""` (the merchant itself), `adapter`,
-/// `adapter.classify`, `limits`, `retry`. Under `adapter.headers` any header's name is a key.
+/// The sections of a merchant's manifest with their keys; `""` is the merchant itself. Under
+/// `adapter.headers` any header's name is a key.
 #[must_use]
-pub fn known_keys() -> [(&'static str, &'static [&'static str]); 5] {
+pub fn known_keys() -> [(&'static str, &'static [&'static str]); 10] {
     [
         ("", MERCHANT),
         ("adapter", ADAPTER),
         ("adapter.classify", CLASSIFY),
+        ("adapter.lookup", LOOKUP),
+        ("adapter.lookup.rules", LOOKUP_RULE),
         ("limits", LIMITS),
         ("retry", RETRY),
+        ("breaker", BREAKER),
+        ("hours", HOURS),
+        ("job", JOB),
     ]
+}
+
+/// The keys of `[[group]]` and `[[credential]]`.
+#[must_use]
+pub fn scope_keys() -> &'static [&'static str] {
+    SCOPE
 }
 
 /// More keys than any section has, unknown ones included.
@@ -170,6 +226,79 @@ impl<'f> Reader<'f> {
         }
     }
 
+    /// One text or a list of them, each with its line and key.
+    pub(super) fn texts<'n>(
+        &mut self,
+        fields: &Fields<'n, '_>,
+        name: &str,
+        (max, what): (usize, &str),
+    ) -> Vec<(u32, String, &'n str)> {
+        let Some(node) = fields.node(name) else {
+            return Vec::new();
+        };
+        let key = fields.key(name);
+        let list = match &node.value {
+            Value::Text(text) => return vec![(node.line, key, text)],
+            Value::List(list) => list,
+            _ => {
+                self.expected(node, &key, &format!("text or a list of {what}"));
+                return Vec::new();
+            }
+        };
+        if !(1..=max).contains(&list.len()) {
+            let message = format!("has {} {what}, 1 to {max} are accepted", list.len());
+            self.problem(node.line, &key, message);
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        for (n, node) in list.iter().enumerate() {
+            let key = format!("{key}[{n}]");
+            match &node.value {
+                Value::Text(text) => found.push((node.line, key, text.as_ref())),
+                _ => self.expected(node, &key, "text"),
+            }
+        }
+        found
+    }
+
+    /// The tables of a list such as `[[merchant.job]]`, each with its place in it.
+    pub(super) fn tables<'n, 'd>(
+        &mut self,
+        fields: &Fields<'n, 'd>,
+        name: &str,
+        (max, what): (usize, &str),
+        known: &[&str],
+    ) -> Vec<Fields<'n, 'd>> {
+        let key = fields.key(name);
+        let Some(node) = fields.node(name) else {
+            return Vec::new();
+        };
+        let Value::List(list) = &node.value else {
+            // As a file has it: without the numbers.
+            let path = key.split('.').map(|step| step.split('[').next());
+            let path: Vec<_> = path.flatten().collect();
+            let what = format!("a list of {what}: write [[{}]]", path.join("."));
+            self.expected(node, &key, &what);
+            return Vec::new();
+        };
+        if list.len() > max {
+            let message = format!("{} {what}, at most {max} are accepted", list.len());
+            self.problem(node.line, &key, message);
+            return Vec::new();
+        }
+        let tables = list.iter().enumerate();
+        tables
+            .filter_map(|(n, node)| self.fields(node, &format!("{key}[{n}]"), known))
+            .collect()
+    }
+
+    /// Tells that a key is not there that must be.
+    pub(super) fn missing(&mut self, fields: &Fields<'_, '_>, name: &str, why: &str) {
+        if fields.node(name).is_none() {
+            self.problem(fields.line, &fields.key(name), format!("is missing: {why}"));
+        }
+    }
+
     /// Reads a text, with the message of the error as the problem.
     pub(super) fn parsed<T, E: ToString>(
         &mut self,
@@ -245,7 +374,7 @@ impl<'f> Reader<'f> {
             #[expect(clippy::cast_precision_loss, reason = "see above")]
             Value::Integer(number) => number as f64,
             _ => {
-                let what = format!("a number from {min:.1} to {max:.1}");
+                let what = format!("a number from {min:?} to {max:?}");
                 self.expected(node, &fields.key(name), &what);
                 return None;
             }
@@ -256,7 +385,7 @@ impl<'f> Reader<'f> {
         self.problem(
             node.line,
             &fields.key(name),
-            format!("{number} is not from {min:.1} to {max:.1}"),
+            format!("{number} is not from {min:?} to {max:?}"),
         );
         None
     }

@@ -43,7 +43,7 @@ pub(super) fn one(text: &str) -> Merchant {
     manifest.merchants.remove(0).merchant
 }
 
-fn problems(file: &str, text: &str) -> Vec<String> {
+pub(super) fn problems(file: &str, text: &str) -> Vec<String> {
     read(file, text)
         .unwrap_err()
         .problems
@@ -78,7 +78,7 @@ fn every_key_is_read() {
     );
     assert_eq!(adapter.classify[0].class, AttemptClass::AlreadyDone);
     assert_eq!(adapter.classify[1].when, [Predicate::Status(409, 409)]);
-    assert_eq!(merchant.limits.rate, "20/s".parse().ok());
+    assert_eq!(merchant.limits.rates, ["20/s".parse().unwrap()]);
     assert_eq!(merchant.limits.burst, 20);
     assert_eq!(merchant.retry, Retry::default());
 }
@@ -192,7 +192,7 @@ fn json_problems_have_lines_too() {
         "m.json:3: merchant[1].id: merchant id \"b c\" must be",
         "m.json:5: merchant[1].adapter.url: must start with http",
         "m.json:6: merchant[1].limits.rate: is given twice",
-        "m.json:6: merchant[1].limits.rate: expected text, found null",
+        "m.json:6: merchant[1].limits.rate: expected text or a list of rates, found null",
     ] {
         assert!(
             found.iter().any(|p| p.contains(expected)),
@@ -304,7 +304,7 @@ fn differences_are_named_by_key() {
     let old = one(FULL);
     let mut new = old.clone();
     assert_eq!(diff(&old, &new), []);
-    new.limits.rate = None;
+    new.limits.rates = Vec::new();
     new.retry.max_attempts = 3;
     new.adapter.rejected = vec![400];
     let change = |key: &str, from: &str, to: Option<&str>| Change {

@@ -1,9 +1,12 @@
 use expediter_types::{
-    Adapter, ClassifyRule, Idempotency, Limits, Merchant, Ordering, Predicate, Retry, Secret,
+    Adapter, Breaker, ClassifyRule, Hours, Idempotency, Job, Limits, Lookup, LookupRule,
+    LookupVerdict, Merchant, OnPark, Ordering, Predicate, Rate, Retry, Scope, Secret,
     format_duration,
 };
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
+
+use super::hours::range_text;
 
 /// The manifest as the registry keeps it: every key written out, in one order.
 #[must_use]
@@ -25,14 +28,71 @@ pub fn to_toml(merchant: &Merchant) -> String {
     .expect("all keys are strings and no value is absent")
 }
 
+/// A group's or credential's limits as the registry keeps them; the kind is not in it.
+#[must_use]
+pub fn scope_to_json(scope: &Scope) -> String {
+    serde_json::to_string(&ScopeOut::from(scope)).expect("all keys are strings")
+}
+
+/// The same as people write them, as one `[[group]]` or `[[credential]]`.
+#[must_use]
+pub fn scope_to_toml(scope: &Scope) -> String {
+    let file = std::collections::BTreeMap::from([(scope.kind.as_str(), [ScopeOut::from(scope)])]);
+    toml::to_string(&file).expect("all keys are strings and no value is absent")
+}
+
+#[derive(Serialize)]
+pub(super) struct ScopeOut<'a> {
+    id: &'a str,
+    #[serde(skip_serializing_if = "RatesOut::is_empty")]
+    rate: RatesOut<'a>,
+    burst: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    concurrency: Option<u32>,
+}
+
+impl<'a> From<&'a Scope> for ScopeOut<'a> {
+    fn from(from: &'a Scope) -> Self {
+        Self {
+            id: &from.id,
+            rate: RatesOut(&from.rates),
+            burst: from.burst,
+            concurrency: from.concurrency,
+        }
+    }
+}
+
+/// One as text, several as a list.
+struct RatesOut<'a>(&'a [Rate]);
+
+impl RatesOut<'_> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for RatesOut<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            [rate] => serializer.collect_str(rate),
+            rates => serializer.collect_seq(rates.iter().map(|rate| rate.to_string())),
+        }
+    }
+}
+
 #[derive(Serialize)]
 pub(super) struct MerchantOut<'a> {
     id: &'a str,
     name: &'a str,
     group: &'a str,
     adapter: AdapterOut<'a>,
-    limits: LimitsOut,
+    limits: LimitsOut<'a>,
     retry: RetryOut,
+    breaker: BreakerOut,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hours: Option<HoursOut<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    job: Vec<JobOut<'a>>,
 }
 
 #[derive(Serialize)]
@@ -41,14 +101,26 @@ struct AdapterOut<'a> {
     url: &'a str,
     method: &'a str,
     timeout: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credential: Option<&'a str>,
+    rate_limit_scope: &'static str,
     idempotency: &'static str,
     idempotency_window: String,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     rejected: &'a [u16],
     #[serde(skip_serializing_if = "HeadersOut::is_empty")]
     headers: HeadersOut<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lookup: Option<LookupOut<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     classify: Vec<RuleOut>,
+}
+
+#[derive(Serialize)]
+struct LookupOut<'a> {
+    url: &'a str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rules: Vec<RuleOut>,
 }
 
 struct HeadersOut<'a>(&'a [(String, Secret)]);
@@ -77,7 +149,10 @@ struct RuleOut {
     header: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     json: Option<String>,
-    class: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verdict: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -88,13 +163,17 @@ enum StatusOut {
 }
 
 #[derive(Serialize)]
-struct LimitsOut {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rate: Option<String>,
+struct LimitsOut<'a> {
+    #[serde(skip_serializing_if = "RatesOut::is_empty")]
+    rate: RatesOut<'a>,
     burst: u32,
     concurrency: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_concurrency: Option<u32>,
     ordering: &'static str,
     mailbox: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backlog: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -104,6 +183,39 @@ struct RetryOut {
     multiplier: f64,
     max_attempts: u32,
     deadline: String,
+    margin: String,
+    budget: f64,
+    on_park: &'static str,
+}
+
+#[derive(Serialize)]
+struct BreakerOut {
+    consecutive: u32,
+    ratio: f64,
+    min_samples: u32,
+    window: String,
+    open: String,
+    max_open: String,
+    probes: u32,
+}
+
+#[derive(Serialize)]
+struct HoursOut<'a> {
+    timezone: &'a str,
+    open: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct JobOut<'a> {
+    name: &'a str,
+    schedule: &'a str,
+    timezone: &'a str,
+    missed: &'static str,
+    payload: &'a str,
+    content_type: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline: Option<String>,
+    priority: &'static str,
 }
 
 impl<'a> From<&'a Merchant> for MerchantOut<'a> {
@@ -115,6 +227,9 @@ impl<'a> From<&'a Merchant> for MerchantOut<'a> {
             adapter: (&from.adapter).into(),
             limits: (&from.limits).into(),
             retry: (&from.retry).into(),
+            breaker: (&from.breaker).into(),
+            hours: from.hours.as_deref().map(HoursOut::from),
+            job: from.jobs.iter().map(JobOut::from).collect(),
         }
     }
 }
@@ -126,28 +241,63 @@ impl<'a> From<&'a Adapter> for AdapterOut<'a> {
             url: &from.url,
             method: &from.method,
             timeout: format_duration(from.timeout),
+            credential: from.credential.as_deref(),
+            rate_limit_scope: from.rate_limit_scope.as_str(),
             idempotency: idempotency_name(from.idempotency),
             idempotency_window: format_duration(from.idempotency_window),
             rejected: &from.rejected,
             headers: HeadersOut(&from.headers),
+            lookup: from.lookup.as_deref().map(LookupOut::from),
             classify: from.classify.iter().map(RuleOut::from).collect(),
+        }
+    }
+}
+
+impl<'a> From<&'a Lookup> for LookupOut<'a> {
+    fn from(from: &'a Lookup) -> Self {
+        Self {
+            url: &from.url,
+            rules: from.rules.iter().map(RuleOut::from).collect(),
         }
     }
 }
 
 impl From<&ClassifyRule> for RuleOut {
     fn from(from: &ClassifyRule) -> Self {
+        Self {
+            class: Some(from.class.as_str()),
+            ..Self::when(&from.when)
+        }
+    }
+}
+
+impl From<&LookupRule> for RuleOut {
+    fn from(from: &LookupRule) -> Self {
+        let verdict = match from.verdict {
+            LookupVerdict::Found => "found",
+            LookupVerdict::Absent => "absent",
+        };
+        Self {
+            verdict: Some(verdict),
+            ..Self::when(&from.when)
+        }
+    }
+}
+
+impl RuleOut {
+    fn when(predicates: &[Predicate]) -> Self {
         let mut out = Self {
             status: None,
             header: None,
             json: None,
-            class: from.class.as_str(),
+            class: None,
+            verdict: None,
         };
         let equals = |name: &str, value: &Option<String>| match value {
             Some(value) => format!("{name}={value}"),
             None => name.to_owned(),
         };
-        for predicate in &from.when {
+        for predicate in predicates {
             match predicate {
                 Predicate::Status(one, to) if one == to => out.status = Some(StatusOut::One(*one)),
                 Predicate::Status(from, to) => {
@@ -161,14 +311,16 @@ impl From<&ClassifyRule> for RuleOut {
     }
 }
 
-impl From<&Limits> for LimitsOut {
-    fn from(from: &Limits) -> Self {
+impl<'a> From<&'a Limits> for LimitsOut<'a> {
+    fn from(from: &'a Limits) -> Self {
         Self {
-            rate: from.rate.map(|rate| rate.to_string()),
+            rate: RatesOut(&from.rates),
             burst: from.burst,
             concurrency: from.concurrency,
+            min_concurrency: from.min_concurrency,
             ordering: ordering_name(from.ordering),
             mailbox: from.mailbox,
+            backlog: from.backlog,
         }
     }
 }
@@ -181,6 +333,50 @@ impl From<&Retry> for RetryOut {
             multiplier: from.multiplier,
             max_attempts: from.max_attempts,
             deadline: format_duration(from.deadline),
+            margin: format_duration(from.margin),
+            budget: from.budget,
+            on_park: match from.on_park {
+                OnPark::Continue => "continue",
+                OnPark::Hold => "hold",
+            },
+        }
+    }
+}
+
+impl From<&Breaker> for BreakerOut {
+    fn from(from: &Breaker) -> Self {
+        Self {
+            consecutive: from.consecutive,
+            ratio: from.ratio,
+            min_samples: from.min_samples,
+            window: format_duration(from.window),
+            open: format_duration(from.open),
+            max_open: format_duration(from.max_open),
+            probes: from.probes,
+        }
+    }
+}
+
+impl<'a> From<&'a Hours> for HoursOut<'a> {
+    fn from(from: &'a Hours) -> Self {
+        Self {
+            timezone: &from.zone_name,
+            open: from.open.iter().map(range_text).collect(),
+        }
+    }
+}
+
+impl<'a> From<&'a Job> for JobOut<'a> {
+    fn from(from: &'a Job) -> Self {
+        Self {
+            name: &from.name,
+            schedule: &from.schedule,
+            timezone: &from.timezone,
+            missed: from.missed.as_str(),
+            payload: &from.payload,
+            content_type: &from.content_type,
+            deadline: from.deadline.map(format_duration),
+            priority: from.priority.as_str(),
         }
     }
 }
@@ -195,6 +391,8 @@ fn secret_text(secret: &Secret) -> String {
 fn idempotency_name(idempotency: Idempotency) -> &'static str {
     match idempotency {
         Idempotency::Native => "native",
+        Idempotency::UniqueRef => "unique_ref",
+        Idempotency::Lookup => "lookup",
         Idempotency::None => "none",
     }
 }

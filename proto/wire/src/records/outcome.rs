@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use expediter_types::{
     AttemptClass, AttemptRecord, DeadReason, Envelope, MerchantId, OrderId, Outcome, OutcomeKind,
-    Stamp,
+    Priority, Stamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,9 @@ pub(super) struct OutcomeJson<'a> {
     payload_hash: Hex64,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     key: Option<Cow<'a, str>>,
+    /// Absent: normal.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    priority: Option<Cow<'a, str>>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     traceparent: Option<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -171,6 +174,8 @@ impl<'a> OutcomeJson<'a> {
             detail: short(&outcome.detail),
             payload_hash: Hex64(outcome.payload_hash),
             key: envelope.key.as_deref().map(Cow::from),
+            priority: (envelope.priority != Priority::Normal)
+                .then(|| envelope.priority.as_str().into()),
             traceparent: envelope.traceparent.as_deref().map(Cow::from),
             origin: envelope.origin.as_ref().map(ToString::to_string),
             test: envelope.test,
@@ -226,6 +231,11 @@ impl TryFrom<OutcomeJson<'_>> for Outcome {
                 deadline: from.deadline.map(|time| time.0),
                 not_before: from.not_before.map(|time| time.0),
                 key: from.key.map(Into::into),
+                priority: match from.priority.as_deref() {
+                    Some(name) => Priority::from_name(name)
+                        .ok_or_else(|| format!("unknown priority {name:?}"))?,
+                    None => Priority::Normal,
+                },
                 event_type: from.r#type.map(Into::into),
                 source: from.source.map(Into::into),
                 time: from.time.map(Into::into),

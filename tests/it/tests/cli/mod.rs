@@ -7,6 +7,7 @@ mod demo;
 mod merchants;
 mod orders;
 mod removal;
+mod scopes;
 
 use std::path::Path;
 use std::process::Stdio;

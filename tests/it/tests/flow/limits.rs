@@ -41,7 +41,7 @@ async fn rate_and_burst_hold_at_the_merchant() -> Result<()> {
     let mut merchants = Vec::new();
     for (id, rate, burst, count) in cases {
         let mut merchant = world.merchant(id);
-        merchant.limits.rate = Some(rate.parse::<Rate>().map_err(anyhow::Error::msg)?);
+        merchant.limits.rates = vec![rate.parse::<Rate>().map_err(anyhow::Error::msg)?];
         merchant.limits.burst = burst;
         merchant.limits.concurrency = 50;
         world.register(&merchant).await?;
@@ -78,7 +78,7 @@ async fn a_rested_merchant_gets_one_burst() -> Result<()> {
     let node = world.node("node").set("orders.idle_after", "1s");
     let node = node.start().await?;
     let mut merchant = world.merchant("rested");
-    merchant.limits.rate = "10/s".parse().ok();
+    merchant.limits.rates = Vec::from_iter("10/s".parse().ok());
     merchant.limits.burst = 5;
     world.register(&merchant).await?;
     for round in 1..=2 {
@@ -100,7 +100,7 @@ async fn limits_hold_over_a_crash() -> Result<()> {
     let world = World::start().await?;
     let mut node = world.node("node").start().await?;
     let mut limited = world.merchant("limited");
-    limited.limits.rate = "10/s".parse().ok();
+    limited.limits.rates = Vec::from_iter("10/s".parse().ok());
     limited.limits.burst = 10;
     world.register(&limited).await?;
     let wait = Step::status(429).header("retry-after", "6");

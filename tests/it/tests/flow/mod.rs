@@ -13,7 +13,9 @@ mod limits;
 mod listener;
 mod node;
 mod registry;
+mod room;
 mod secrets;
+mod secure;
 mod unknown;
 
 use std::time::Duration;

@@ -76,18 +76,18 @@ async fn another_limit_acts_at_once_on_a_backlog() -> Result<()> {
     };
     world.fleet.set("limited", slow)?;
     let mut limited = world.merchant("limited");
-    limited.limits.rate = "1/min".parse().ok();
+    limited.limits.rates = Vec::from_iter("1/min".parse().ok());
     limited.limits.concurrency = 20;
     world.register(&limited).await?;
     world.publish("limited", 500).await?;
     stands(&world, "limited", SOON, |s| s.backlog >= 490).await?;
-    limited.limits.rate = None;
+    limited.limits.rates = Vec::new();
     let start = Instant::now();
     world.register(&limited).await?;
     world.arrived("limited", 100, SOON).await?;
     ensure!(start.elapsed() < FOLLOWED, "{:?}", start.elapsed());
     // And back: what is in flight ends, then it is slow.
-    limited.limits.rate = "2/s".parse().ok();
+    limited.limits.rates = Vec::from_iter("2/s".parse().ok());
     limited.limits.concurrency = 1;
     world.register(&limited).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -97,7 +97,7 @@ async fn another_limit_acts_at_once_on_a_backlog() -> Result<()> {
     let after = world.fleet.merchant_stats("limited");
     ensure!(after.arrived - before <= 6, "{before} {after:?}");
     ensure!(after.in_flight <= 1, "{after:?}");
-    limited.limits.rate = None;
+    limited.limits.rates = Vec::new();
     limited.limits.concurrency = 50;
     world.register(&limited).await?;
     world.settled(SOON).await?;

@@ -1,8 +1,9 @@
-//! Sizes, numbers of consumers, and reading single messages.
+//! Sizes, numbers of consumers, reading single messages, and who answers.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use async_nats::{
     HeaderMap,
     jetstream::{
@@ -176,5 +177,31 @@ async fn a_message_read_by_its_sequence(replicas: usize) -> Result<()> {
     for (sequence, time) in times {
         assert_eq!(stream.get_raw_message(sequence).await?.time, time);
     }
+    Ok(())
+}
+
+/// A stream's leader says since when it leads: the same in each of its answers, another after the
+/// next election, also when it is elected again.
+#[tokio::test]
+async fn each_election_has_a_time_of_its_own() -> Result<()> {
+    let broker = Broker::start(3).await?;
+    let stream = broker.orders().await?;
+    let mut elections = Vec::new();
+    for _ in 0..4 {
+        let mut answers = Vec::new();
+        for _ in 0..3 {
+            let info = stream.get_info().await?;
+            let cluster = info.cluster.context("it is replicated")?;
+            answers.push((cluster.leader, cluster.leader_since));
+        }
+        answers.dedup();
+        let [(Some(leader), Some(since))] = answers.as_slice() else {
+            bail!("{answers:?}");
+        };
+        elections.push((leader.clone(), *since));
+        step_down(&broker.client, "ORDERS").await?;
+    }
+    let times: BTreeSet<_> = elections.iter().map(|(_, since)| *since).collect();
+    assert_eq!(times.len(), elections.len(), "{elections:?}");
     Ok(())
 }

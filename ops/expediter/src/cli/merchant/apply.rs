@@ -10,7 +10,7 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
 use super::effects::effects;
-use super::sources;
+use super::{scope, sources};
 use crate::cli::error::note;
 use crate::cli::operator::{Actor, Deed, Effect, Operator, Recorded};
 use crate::cli::out::Out;
@@ -25,7 +25,8 @@ const WIDTH: usize = 64;
 
 const EXAMPLES: &str = "\
 Applying twice changes nothing the second time. The whole set is refused when anything in it is
-invalid. Merchants that are in no file stay as they are.
+invalid. Merchants that are in no file stay as they are, and so do the limits of [[group]] and
+[[credential]], which are applied before the merchants.
 
 Examples:
   expediter merchant apply -f luigis.toml
@@ -47,7 +48,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Action {
+pub(super) enum Action {
     Created,
     Changed,
     Unchanged,
@@ -56,25 +57,43 @@ enum Action {
     Failed,
 }
 
+/// What was applied.
 #[derive(Debug, Serialize)]
-struct Applied {
-    merchant: String,
-    action: Action,
+#[serde(rename_all = "snake_case")]
+pub(super) enum What {
+    Merchant(String),
+    /// `group/<name>` or `credential/<name>`.
+    Scope(String),
+}
+
+impl std::fmt::Display for What {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Merchant(name) | Self::Scope(name) => f.pad(name),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Applied {
+    #[serde(flatten)]
+    pub(super) what: What,
+    pub(super) action: Action,
     /// Nothing was done.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    revision: Option<u64>,
+    pub(super) revision: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    changes: Vec<Change>,
+    pub(super) changes: Vec<Change>,
     /// In a dry run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    effects: Vec<String>,
+    pub(super) effects: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
+    pub(super) error: Option<String>,
     /// It is applied, and why AUDIT does not say so.
     #[serde(skip_serializing_if = "Option::is_none")]
-    unrecorded: Option<String>,
+    pub(super) unrecorded: Option<String>,
 }
 
 /// A merchant of the files beside what is registered.
@@ -87,15 +106,20 @@ struct Planned {
 pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let manifest = read(&args.files)?;
     let connection = global.connect().await?;
+    let scopes = scope::plan(&connection, &manifest).await?;
     let planned = plan(&connection, manifest).await?;
     let mut out = Out::stdout();
     let mut counts: HashMap<&'static str, u64> = HashMap::new();
     let (mut conflicts, mut failures, mut unrecorded) = (0, 0, 0);
     let applied = if args.dry_run {
-        tell(&connection, planned).await?
+        let mut told = scope::tell(scopes);
+        told.extend(tell(&connection, planned).await?);
+        told
     } else {
         let operator = Operator::new(&connection, &args.actor).await?;
-        apply(&connection, planned, &operator).await
+        let mut applied = scope::apply(&connection, scopes, &operator).await;
+        applied.extend(apply(&connection, planned, &operator).await);
+        applied
     };
     for one in applied {
         *counts.entry(one.action.name(false)).or_default() += 1;
@@ -123,11 +147,9 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     });
     match (conflicts, failures, unrecorded) {
         (0, 0, 0) => Ok(()),
-        (0, 0, _) => Err(Error::failed(
-            "some merchants are applied, but not recorded in AUDIT",
-        )),
+        (0, 0, _) => Err(Error::failed("some are applied, but not recorded in AUDIT")),
         (_, 0, _) => Err(Error::Conflict(
-            "some merchants were changed by others meanwhile: look at them, then repeat".to_owned(),
+            "some were changed by others meanwhile: look at them, then repeat".to_owned(),
         )),
         _ => Err(Error::failed("some merchants were not applied")),
     }
@@ -238,28 +260,41 @@ async fn put(registry: &Registry, planned: Planned, operator: &Operator) -> Appl
         };
         operator.run(deed, effect).await
     };
-    let (action, revision, error, unrecorded) = match result {
-        Ok((revision, recorded)) => {
-            let unrecorded = recorded.err().map(|error| error.to_string());
-            (action, Some(revision), None, unrecorded)
+    let what = What::Merchant(id.to_string());
+    Applied::now(what, action, changes, result)
+}
+
+impl Applied {
+    /// After the registry was asked for it.
+    pub(super) fn now(
+        what: What,
+        action: Action,
+        changes: Vec<Change>,
+        result: Result<(u64, Recorded), Error>,
+    ) -> Self {
+        let (action, revision, error, unrecorded) = match result {
+            Ok((revision, recorded)) => {
+                let unrecorded = recorded.err().map(|error| error.to_string());
+                (action, Some(revision), None, unrecorded)
+            }
+            Err(error) => {
+                let action = match error {
+                    Error::Conflict(_) => Action::Conflict,
+                    _ => Action::Failed,
+                };
+                (action, None, Some(error.to_string()), None)
+            }
+        };
+        Self {
+            what,
+            action,
+            dry_run: false,
+            revision,
+            changes,
+            effects: Vec::new(),
+            error,
+            unrecorded,
         }
-        Err(error) => {
-            let action = match error {
-                Error::Conflict(_) => Action::Conflict,
-                _ => Action::Failed,
-            };
-            (action, None, Some(error.to_string()), None)
-        }
-    };
-    Applied {
-        merchant: id.to_string(),
-        action,
-        dry_run: false,
-        revision,
-        changes,
-        effects: Vec::new(),
-        error,
-        unrecorded,
     }
 }
 
@@ -292,7 +327,7 @@ async fn tell(connection: &Connection, planned: Vec<Planned>) -> Result<Vec<Appl
             _ => effects(old, &planned.merchant, status),
         };
         Applied {
-            merchant: planned.merchant.id.to_string(),
+            what: What::Merchant(planned.merchant.id.to_string()),
             action,
             dry_run: true,
             revision: planned.current.as_ref().map(|entry| entry.revision),
@@ -321,7 +356,7 @@ impl Action {
 
 fn print(out: &mut Out, one: &Applied, dry_run: bool) -> Result<(), Error> {
     let width = if dry_run { 12 } else { 9 };
-    let mut line = format!("{:width$}  {}", one.action.name(dry_run), one.merchant);
+    let mut line = format!("{:width$}  {}", one.action.name(dry_run), one.what);
     if let (Some(revision), false) = (one.revision, dry_run) {
         line = format!("{line}  revision {revision}");
     }
@@ -340,7 +375,7 @@ fn print(out: &mut Out, one: &Applied, dry_run: bool) -> Result<(), Error> {
         out.buffer(&format!("  * {effect}"))?;
     }
     if let Some(error) = &one.error {
-        note(&format!("{}: {error}", one.merchant));
+        note(&format!("{}: {error}", one.what));
     }
     Ok(())
 }

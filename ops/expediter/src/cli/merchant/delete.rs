@@ -150,13 +150,17 @@ async fn end(
 
 /// Asks only where somebody can answer: a script says what it wants by its flags.
 fn confirm(args: &Args, question: &str) -> Result<(), Error> {
-    let stdin = std::io::stdin();
-    if args.yes || !stdin.is_terminal() {
+    if args.yes || !std::io::stdin().is_terminal() {
         return Ok(());
     }
+    ask(question)
+}
+
+/// Asks a person at the terminal; anything but yes is no.
+pub(super) fn ask(question: &str) -> Result<(), Error> {
     note(&format!("{question} [y/N]"));
     let mut answer = String::new();
-    stdin.lock().read_line(&mut answer)?;
+    std::io::stdin().lock().read_line(&mut answer)?;
     match answer.trim().to_ascii_lowercase().as_str() {
         "y" | "yes" => Ok(()),
         _ => Err(Error::failed("nothing was deleted")),

@@ -48,18 +48,8 @@ pub(super) fn effects(
     if old.adapter.url != new.adapter.url && waiting > 0 {
         all.push("the orders that wait go to the new URL".to_owned());
     }
-    match (old.adapter.idempotency, new.adapter.idempotency) {
-        (Idempotency::None, Idempotency::Native) => all.push(
-            "idempotency: attempts that may have arrived will be repeated with the same \
-             Idempotency-Key: the merchant must honour it"
-                .to_owned(),
-        ),
-        (Idempotency::Native, Idempotency::None) => all.push(
-            "idempotency: attempts that may have arrived will no longer be repeated, their orders \
-             become dead letters"
-                .to_owned(),
-        ),
-        _ => {}
+    if old.adapter.idempotency != new.adapter.idempotency {
+        all.push(idempotency(new.adapter.idempotency).to_owned());
     }
     if old.retry.deadline != new.retry.deadline {
         all.push(format!(
@@ -93,13 +83,36 @@ fn backlog(merchant: &Merchant, waiting: u64) -> String {
     } else {
         format!("{} orders wait", count(waiting))
     };
-    match merchant.limits.rate {
+    // The one that takes longest rules.
+    let rates = merchant.limits.rates.iter();
+    match rates.max_by_key(|rate| rate.interval_ns()) {
         None => format!("{orders}; no rate limit"),
         Some(rate) => {
             let nanos = u128::from(rate.interval_ns()) * u128::from(waiting);
             let time =
                 Duration::from_secs(u64::try_from(nanos / 1_000_000_000).unwrap_or(u64::MAX));
             format!("{orders}; at {rate} they take {}", about(time))
+        }
+    }
+}
+
+fn idempotency(new: Idempotency) -> &'static str {
+    match new {
+        Idempotency::Native => {
+            "idempotency: attempts that may have arrived will be repeated with the same \
+             Idempotency-Key: the merchant must honour it"
+        }
+        Idempotency::UniqueRef => {
+            "idempotency: attempts that may have arrived will be repeated: the merchant must refuse \
+             an order that it has with an answer of class already_done"
+        }
+        Idempotency::Lookup => {
+            "idempotency: the merchant is asked for the order before an attempt that may have \
+             arrived is repeated"
+        }
+        Idempotency::None => {
+            "idempotency: attempts that may have arrived will no longer be repeated, their orders \
+             become dead letters"
         }
     }
 }
@@ -126,7 +139,7 @@ mod tests {
 
     fn merchant() -> Merchant {
         let mut merchant = Merchant::to(MerchantId::new("luigis").unwrap(), "https://a.example/");
-        merchant.limits.rate = Some("20/s".parse().unwrap());
+        merchant.limits.rates = vec!["20/s".parse().unwrap()];
         merchant
     }
 
@@ -156,7 +169,7 @@ mod tests {
                 "concurrency 8 -> 2: 5 attempts now, which end by themselves"
             ]
         );
-        new.limits.rate = None;
+        new.limits.rates = Vec::new();
         assert_eq!(
             effects(Some(&old), &new, Some(&status(1, 0)))[0],
             "1 order waits; no rate limit"

@@ -1,4 +1,5 @@
 use expediter_nats::{Registry, RegistryEntry};
+use expediter_types::Rate;
 use expediter_wire::Rfc3339;
 use expediter_wire::control::{MerchantState, MerchantStatus};
 use serde::Serialize;
@@ -36,9 +37,13 @@ struct Row {
     name: String,
     group: String,
     host: String,
+    /// Several are separated by a comma.
     rate: Option<String>,
     burst: u32,
     concurrency: u32,
+    /// `None`: `concurrency` is always in force.
+    min_concurrency: Option<u32>,
+    credential: Option<String>,
     ordering: &'static str,
     revision: u64,
     /// `None`: no node answers.
@@ -93,9 +98,11 @@ fn row(entry: RegistryEntry, busy: &Busy, owners: &Owners) -> Row {
     let answered = !busy.silent.contains(&owners.partition(&merchant.id));
     Row {
         host: host(&merchant.adapter.url).to_owned(),
-        rate: merchant.limits.rate.map(|rate| rate.to_string()),
+        rate: rates(&merchant.limits.rates),
         burst: merchant.limits.burst,
         concurrency: merchant.limits.concurrency,
+        min_concurrency: merchant.limits.min_concurrency,
+        credential: merchant.adapter.credential,
         ordering: super::show::ordering_name(merchant.limits.ordering),
         revision,
         // Owners tell only of merchants with something to do.
@@ -115,6 +122,11 @@ fn row(entry: RegistryEntry, busy: &Busy, owners: &Owners) -> Row {
     }
 }
 
+fn rates(rates: &[Rate]) -> Option<String> {
+    let all: Vec<_> = rates.iter().map(Rate::to_string).collect();
+    (!all.is_empty()).then(|| all.join(", "))
+}
+
 fn shown(rows: &[Row]) -> String {
     let absent = || "-".to_owned();
     let cells = rows.iter().map(|row| {
@@ -129,7 +141,10 @@ fn shown(rows: &[Row]) -> String {
             clean(&row.group),
             clean(&row.host),
             row.rate.clone().unwrap_or_else(absent),
-            row.concurrency.to_string(),
+            match row.min_concurrency {
+                Some(least) => format!("{least}-{}", row.concurrency),
+                None => row.concurrency.to_string(),
+            },
             row.ordering.to_owned(),
             row.revision.to_string(),
             row.backlog.map_or_else(absent, count),

@@ -6,6 +6,7 @@ mod effects;
 mod list;
 mod resume;
 mod rollback;
+mod scope;
 mod show;
 mod sources;
 mod test;
@@ -31,6 +32,9 @@ pub(crate) enum Verb {
     Delete(delete::Args),
     /// Go back to an earlier revision of a merchant
     Rollback(rollback::Args),
+    /// The limits that merchants of a group or credential share
+    #[command(subcommand)]
+    Scope(scope::Verb),
     /// Let a merchant go on that is quarantined or closed
     Resume(resume::Args),
     /// Send a marked order to a merchant from this machine and show the exchange
@@ -45,6 +49,7 @@ pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
             Verb::Show(args) => Box::pin(show::run(global, args)).await,
             Verb::Delete(args) => Box::pin(delete::run(global, args)).await,
             Verb::Rollback(args) => Box::pin(rollback::run(global, args)).await,
+            Verb::Scope(verb) => Box::pin(scope::run(global, verb)).await,
             Verb::Resume(args) => Box::pin(resume::run(global, args)).await,
             Verb::Test(args) => Box::pin(test::run(global, args)).await,
         }

@@ -1,4 +1,4 @@
-use expediter_nats::{RegistryChange, RegistryEntry};
+use expediter_nats::{Registry, RegistryChange, RegistryEntry};
 use expediter_types::{MerchantId, Ordering};
 use expediter_wire::Rfc3339;
 use expediter_wire::control::{MerchantState, MerchantStatus};
@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::existing;
+use super::scope::{Row, shared_by};
 use crate::cli::error::note;
 use crate::cli::out::Out;
 use crate::cli::owners::Owners;
@@ -46,6 +47,9 @@ struct Shown {
     rolled_back_from: Option<u64>,
     /// `None`: no node answers.
     status: Option<MerchantStatus>,
+    /// Limits of its group and credential.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    shares: Vec<Row>,
 }
 
 pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
@@ -59,11 +63,14 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     }
     let entry = existing(&connection, &args.id).await?;
     let owners = Owners::of(&connection).await?;
-    let status = owners.status(&args.id).await;
+    let registry = Registry::new(&connection);
+    let shares = shared_by(&registry, &entry.registration.merchant);
+    let (status, shares) = futures::join!(owners.status(&args.id), shares);
+    let shares = shares?;
     let mut out = Out::stdout();
     if global.json {
         let status = status.ok();
-        return out.json(&shown(entry, status)?);
+        return out.json(&shown(entry, status, shares)?);
     }
     let registration = &entry.registration;
     let mut text = format!(
@@ -78,12 +85,19 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
             .for_each(|line| text.push_str(&format!("# {line}\n"))),
         Err(error) => note(&format!("how it stands is not known: {error}")),
     }
+    for row in &shares {
+        text.push_str(&format!("# {}\n", row.line()));
+    }
     text.push('\n');
     text.push_str(&manifest::to_toml(&registration.merchant));
     out.text(&text)
 }
 
-fn shown(entry: RegistryEntry, status: Option<MerchantStatus>) -> Result<Shown, Error> {
+fn shown(
+    entry: RegistryEntry,
+    status: Option<MerchantStatus>,
+    shares: Vec<Row>,
+) -> Result<Shown, Error> {
     let RegistryEntry {
         registration,
         revision,
@@ -96,6 +110,7 @@ fn shown(entry: RegistryEntry, status: Option<MerchantStatus>) -> Result<Shown, 
         at: Rfc3339(registration.at),
         rolled_back_from: registration.rolled_back_from,
         status,
+        shares,
     })
 }
 

@@ -112,6 +112,7 @@ fn order(merchant: &Merchant, id: Option<OrderId>, payload: Bytes, now: UnixMill
             deadline: None,
             not_before: None,
             key: None,
+            priority: expediter_types::Priority::Normal,
             event_type: None,
             source: None,
             time: None,

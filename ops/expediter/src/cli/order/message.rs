@@ -5,8 +5,8 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use expediter_types::{Incarnation, InvalidId, MerchantId, OrderId};
 use expediter_wire::order::{
-    CE_ID, CE_SOURCE, CE_TYPE, CONTENT_TYPE, DEADLINE, KEY, NATS_MSG_ID, NOT_BEFORE, msg_id,
-    read_order,
+    CE_ID, CE_SOURCE, CE_TYPE, CONTENT_TYPE, DEADLINE, KEY, NATS_MSG_ID, NOT_BEFORE, PRIORITY,
+    msg_id, read_order,
 };
 
 use super::Error;
@@ -24,6 +24,10 @@ pub(super) struct Shared {
     /// Not sent before: a duration such as 10m, or RFC 3339
     #[arg(long, value_name = "TIME")]
     not_before: Option<String>,
+    /// Which of a merchant's waiting orders go first, where the merchant asks for no order
+    /// [default: normal]
+    #[arg(long, value_name = "CLASS", value_parser = ["high", "normal", "low"])]
+    priority: Option<String>,
     /// CloudEvents type, passed on to the merchant
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
@@ -81,6 +85,7 @@ impl Shared {
             (KEY, key),
             (DEADLINE, self.deadline.clone()),
             (NOT_BEFORE, self.not_before.clone()),
+            (PRIORITY, self.priority.clone()),
             (CE_TYPE, self.event_type.clone()),
             (CE_SOURCE, self.source.clone()),
             (CONTENT_TYPE, self.content_type.clone().or(json)),
@@ -136,6 +141,7 @@ mod tests {
     fn an_order_names_itself_to_the_broker_and_to_nodes() {
         let shared = Shared {
             key: Some("table 7".to_owned()),
+            priority: Some("high".to_owned()),
             headers: vec![pair("x-shop = 9").unwrap()],
             ..Shared::default()
         };
@@ -144,6 +150,7 @@ mod tests {
         assert_eq!(get("Nats-Msg-Id").as_deref(), Some("luigis/4711"));
         assert_eq!(get("ce-id").as_deref(), Some("4711"));
         assert_eq!(get("Expediter-Key").as_deref(), Some("table 7"));
+        assert_eq!(get("Expediter-Priority").as_deref(), Some("high"));
         assert_eq!(get("content-type").as_deref(), Some("application/json"));
         assert_eq!(get("x-shop").as_deref(), Some("9"));
 

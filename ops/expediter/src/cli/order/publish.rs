@@ -32,6 +32,7 @@ Examples:
   expediter order publish luigis -f order.json --id 4711
   echo '{\"pizza\":1}' | expediter order publish luigis -f - --deadline 30m
   expediter order publish luigis -f orders.ndjson --ndjson --id-field number --key-field table
+  expediter order publish luigis -f order.json --id 4712 --priority high
   expediter order publish luigis -f late.json --id 9 --not-before 2026-12-24T18:00:00Z";
 
 #[derive(Debug, clap::Args)]
