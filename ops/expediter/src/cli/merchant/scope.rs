@@ -67,7 +67,7 @@ fn key(text: &str) -> Result<(LimitScope, String), String> {
 
 pub(super) async fn run(global: &Global, verb: Verb) -> Result<(), Error> {
     match verb {
-        Verb::List(List {}) => list(global).await,
+        Verb::List(List {}) => Box::pin(list(global)).await,
         Verb::Delete(args) => delete(global, args).await,
     }
 }
