@@ -43,6 +43,9 @@ pub enum Error {
     /// Nobody listens for the partition's control requests.
     #[error("no node owns partition {partition}")]
     NoOwner { partition: Partition },
+    /// Nobody listens for the node's control requests.
+    #[error("there is no node {node}")]
+    NoNode { node: NodeName },
     /// Somebody changed the entry since it was read.
     #[error("{key} was changed by {actor} (revision {revision}, time {at})")]
     Conflict {

@@ -32,8 +32,10 @@ pub trait NodeEvents: Debug + Send + Sync + 'static {
 
 impl NodeEvents for () {}
 
-/// Answers control requests to partitions that this node owns.
+/// Answers control requests to this node and to partitions that it owns.
 pub trait ControlHandler: Debug + Send + Sync + 'static {
     /// One request; what it returns is sent back as it is.
     fn handle(&self, partition: Partition, request: Bytes) -> BoxFuture<'static, Bytes>;
+    /// The same, to the node itself.
+    fn handle_node(&self, request: Bytes) -> BoxFuture<'static, Bytes>;
 }

@@ -37,7 +37,7 @@ mod writer;
 
 pub use audit::{Audit, AuditFilter, AuditItem};
 pub use connect::{ConnectOptions, Connection, ConnectionState, Credentials, Tls};
-pub use control::request;
+pub use control::{request, request_node};
 pub use error::{Difference, Error};
 pub use events::{ControlHandler, NodeEvents};
 pub use node::{Node, NodeStatus, Options};

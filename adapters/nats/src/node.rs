@@ -15,6 +15,7 @@ use crate::broker::Broker;
 use crate::claim::Claimant;
 use crate::clock::millis;
 use crate::compaction::{Marks, Retention};
+use crate::control::serve_node;
 use crate::error::chain;
 use crate::lease::{Freshness, Lease};
 use crate::members::{self, Members, watch_members};
@@ -67,6 +68,7 @@ pub struct Node {
     control: Connection,
     intake: Connection,
     partitions: u16,
+    instance: String,
     freshness: Arc<Freshness>,
     board: Arc<Board>,
     members: watch::Receiver<Arc<Members>>,
@@ -165,14 +167,14 @@ impl Node {
             claimant: Claimant {
                 broker: broker.clone(),
                 node: options.node.clone(),
-                instance,
+                instance: instance.clone(),
                 members: members.clone(),
                 patience: options.drain_deadline + options.attempt_timeout,
             },
             intake: Broker::new(&intake),
             shared: Arc::new(shared),
             host,
-            control,
+            control: control.clone(),
             view,
             registry_loaded: registry_loaded.clone(),
             recoveries: Semaphore::new(RECOVERIES),
@@ -218,6 +220,9 @@ impl Node {
             "connections",
             report(connection.clone(), intake.clone(), events),
         );
+        let (client, node) = (connection.client().clone(), options.node.clone());
+        let answering = serve_node(client, node, instance.clone(), control);
+        spawn(&mut tasks, "control", answering);
         let owning_board = board.clone();
         spawn(&mut tasks, "ownership", async move {
             own(Arc::new(environment), owning_board, courses).await;
@@ -227,6 +232,7 @@ impl Node {
             control: connection,
             intake,
             partitions,
+            instance,
             freshness,
             board,
             members,
@@ -279,6 +285,12 @@ impl Node {
     #[must_use]
     pub fn partitions(&self) -> u16 {
         self.partitions
+    }
+
+    /// Differs for each start of the process; stands in the node's lease.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
     }
 
     /// For the client functions of this crate.

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use crate::broker::Broker;
 use crate::claim::{Claimant, Remembered, release};
 use crate::compaction::{Retention, clean, compact, compact_own};
-use crate::control::serve;
+use crate::control::serve_partition;
 use crate::error::chain;
 use crate::identity::Witness;
 use crate::intake::{End, Intake};
@@ -429,7 +429,13 @@ fn side_tasks(
     let partition = claimed.partition;
     let mut tasks = JoinSet::new();
     let client = environment.claimant.broker.connection.client().clone();
-    tasks.spawn(serve(client, partition, environment.control.clone()));
+    tasks.spawn(serve_partition(
+        client,
+        partition,
+        environment.claimant.node.clone(),
+        claimed.token,
+        environment.control.clone(),
+    ));
     let (shared, token, keep) = (
         environment.shared.clone(),
         claimed.token,

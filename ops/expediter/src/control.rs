@@ -1,5 +1,6 @@
 //! Answers what operators ask about the partitions of this node.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +19,8 @@ use expediter_wire::control::{
     encode_reply,
 };
 
+use crate::node::NodeHealth;
+
 /// Characters of a person's reason that stand in each dead letter.
 const MAX_REASON: usize = 200;
 
@@ -29,6 +32,7 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Control {
     platform: Platform,
     node: NodeName,
+    health: Arc<NodeHealth>,
 }
 
 impl ControlHandler for Control {
@@ -42,12 +46,28 @@ impl ControlHandler for Control {
             encode_reply(&reply)
         })
     }
+
+    fn handle_node(&self, request: Bytes) -> BoxFuture<'static, Bytes> {
+        let reply = match decode_request(&request) {
+            Ok(ControlRequest::NodeStatus) => match self.health.node_status() {
+                Some(status) => ControlReply::Node(status),
+                None => error_reply("the node is starting"),
+            },
+            Ok(_) => error_reply("the owner of a partition answers that, not a node"),
+            Err(error) => error_reply(error),
+        };
+        Box::pin(std::future::ready(encode_reply(&reply)))
+    }
 }
 
 impl Control {
-    /// Answers for the partitions of this platform, as this node.
-    pub(crate) fn new(platform: Platform, node: NodeName) -> Self {
-        Self { platform, node }
+    /// Answers for this node and the partitions of its platform.
+    pub(crate) fn new(platform: Platform, node: NodeName, health: Arc<NodeHealth>) -> Self {
+        Self {
+            platform,
+            node,
+            health,
+        }
     }
 
     async fn answer(&self, partition: Partition, request: ControlRequest) -> ControlReply {

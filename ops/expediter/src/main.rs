@@ -48,6 +48,8 @@ enum Verb {
     /// Follow how orders end
     #[command(subcommand)]
     Outcome(cli::outcome::Verb),
+    /// Show who changed what, and when
+    Audit(cli::audit::Args),
     /// Print and check settings
     #[command(subcommand)]
     Config(cli::config::Verb),
@@ -71,6 +73,7 @@ fn run(global: &Global, verb: Verb) -> Result<(), Error> {
         Verb::Merchant(verb) => cli::merchant::run(global, verb),
         Verb::Order(verb) => cli::order::run(global, verb),
         Verb::Outcome(verb) => cli::outcome::run(global, verb),
+        Verb::Audit(args) => cli::audit::run(global, args),
         Verb::Config(verb) => cli::config::run(global, verb),
         Verb::Completion(args) => cli::completion::run::<Cli>(&args),
         Verb::Version => cli::version(global),

@@ -26,7 +26,7 @@ use crate::control::Control;
 use crate::notify::Notifier;
 use events::Events;
 use gauges::Gauges;
-use health::NodeHealth;
+pub(crate) use health::NodeHealth;
 
 /// Everything of a node that runs in this process.
 #[derive(Debug)]
@@ -67,6 +67,7 @@ impl RunningNode {
         events.set_platform(platform.clone());
         let node = Arc::new(OnceLock::new());
         let health = Arc::new(NodeHealth {
+            name: config.node_name(),
             events: Arc::clone(&events),
             platform: platform.clone(),
             node: Arc::clone(&node),
@@ -81,7 +82,11 @@ impl RunningNode {
             nats_options(config)?,
             Arc::new(platform.clone()),
             Arc::clone(&directory) as _,
-            Arc::new(Control::new(platform.clone(), config.node_name())),
+            Arc::new(Control::new(
+                platform.clone(),
+                config.node_name(),
+                Arc::clone(&health),
+            )),
             Arc::clone(&events) as _,
         );
         let started = Arc::new(started.await?);

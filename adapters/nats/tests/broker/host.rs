@@ -309,6 +309,10 @@ impl ControlHandler for Host {
         let text = format!("{partition}:{}", String::from_utf8_lossy(&request));
         Box::pin(std::future::ready(text.into()))
     }
+
+    fn handle_node(&self, request: Bytes) -> BoxFuture<'static, Bytes> {
+        Box::pin(std::future::ready(request))
+    }
 }
 
 /// What the registry told.

@@ -1,6 +1,8 @@
 //! The broker's side of a node against a real nats-server, with a host that only takes notes.
 
+mod audit;
 mod clients;
+mod control;
 mod credentials;
 mod faults;
 mod host;

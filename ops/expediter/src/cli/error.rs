@@ -8,7 +8,7 @@ use super::text::{ago, clean, now};
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  failed: NATS cannot be reached, a node refuses, something was not done
+  1  failed: NATS cannot be reached, a node refuses, something was not done or not recorded
   2  wrong usage or invalid input; nothing was changed
   3  there is no such merchant, order or revision
   4  somebody else changed it meanwhile; nothing was changed
@@ -18,7 +18,8 @@ Examples:
   expediter merchant apply -f merchants/
   expediter order publish luigis -f order.json --id 4711
   expediter order show 4711 --merchant luigis
-  expediter outcome tail --kind dead_lettered";
+  expediter outcome tail --kind dead_lettered
+  expediter audit --since 1d";
 
 /// Why a verb did not do what it was asked; decides the exit code.
 #[derive(Debug, thiserror::Error)]

@@ -4,9 +4,11 @@
 //! colours only on a terminal; a reader that goes away ends a verb without a complaint. What comes
 //! from merchants and publishers is printed without control characters.
 
+pub(crate) mod audit;
 pub(crate) mod completion;
 pub(crate) mod config;
 mod error;
+mod follow;
 mod global;
 pub(crate) mod merchant;
 mod operator;

@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 use expediter_nats::{Audit, Connection};
 use expediter_wire::Rfc3339;
 use expediter_wire::audit::{AuditDetails, AuditRecord, AuditResult, AuditTarget};
-use serde_json::Value;
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -80,8 +80,8 @@ impl Deed {
     }
 
     /// A detail that is known before; what the effect tells is added to it.
-    pub(super) fn detail(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.details.insert(name.to_owned(), value.into());
+    pub(super) fn detail(mut self, name: &str, detail: impl Serialize) -> Self {
+        insert(&mut self.details, name, detail);
         self
     }
 }
@@ -99,10 +99,15 @@ impl<T> Effect<T> {
         Self { value, details }
     }
 
-    pub(super) fn detail(mut self, name: &str, detail: impl Into<Value>) -> Self {
-        self.details.insert(name.to_owned(), detail.into());
+    pub(super) fn detail(mut self, name: &str, detail: impl Serialize) -> Self {
+        insert(&mut self.details, name, detail);
         self
     }
+}
+
+fn insert(details: &mut AuditDetails, name: &str, detail: impl Serialize) {
+    let value = serde_json::to_value(detail).expect("details have texts as their keys");
+    details.insert(name.to_owned(), value);
 }
 
 /// Whether a deed's record was written: what a verb ends with, after it has printed what it did.

@@ -6,19 +6,13 @@ use clap::{Subcommand, ValueEnum};
 use expediter_nats::{OutcomeItem, TailFrom, tail_outcomes};
 use expediter_types::{AttemptRecord, MerchantId, OutcomeKind, parse_duration};
 use expediter_wire::Rfc3339;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::follow::{BUFFERED, Printer, follow};
 use super::global::block_on;
-use super::out::Out;
 use super::text::{clean, counted, now, span, when};
 use super::{Error, Global};
-
-/// Outcomes that wait to be printed.
-const BUFFERED: usize = 1_024;
-/// How often it is looked whether somebody still reads.
-const LOOK: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "\
 Follows until Ctrl-C, until nobody reads its output any more, or for --limit outcomes.
@@ -189,90 +183,14 @@ async fn tail(global: &Global, args: Args) -> Result<(), Error> {
         (None, true) => TailFrom::After(0),
         (None, false) => TailFrom::Now,
     };
-    let (sink, mut items) = mpsc::channel(BUFFERED);
-    let following = tail_outcomes(&connection, from, sink);
-    let mut printer = Printer::new(global.json, &args);
-    let printing = async {
-        let mut look = tokio::time::interval(LOOK);
-        loop {
-            tokio::select! {
-                item = items.recv() => match item {
-                    Some(item) => {
-                        if printer.print(item, items.is_empty())?.is_break() {
-                            return Ok(());
-                        }
-                    }
-                    None => return Ok(()),
-                },
-                _ = look.tick() => if is_reader_gone() {
-                    return Err(Error::ReaderGone);
-                },
-            }
-        }
-    };
-    tokio::select! {
-        ended = following => Ok(ended?),
-        printed = printing => printed,
-        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
-    }
-}
-
-/// A pipe whose other end is closed tells so without a write.
-fn is_reader_gone() -> bool {
-    let stdout = std::io::stdout();
-    let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
-    let at_once = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    let polled = poll(&mut watched, Some(&at_once));
-    polled.is_ok_and(|count| count > 0) && watched[0].revents().contains(PollFlags::ERR)
-}
-
-struct Printer<'a> {
-    out: Out,
-    json: bool,
-    colourful: bool,
-    args: &'a Args,
-    left: Option<u64>,
-}
-
-impl<'a> Printer<'a> {
-    fn new(json: bool, args: &'a Args) -> Self {
-        let colourful = !json && Out::is_colourful();
-        Self {
-            out: Out::stdout(),
-            json,
-            colourful,
-            args,
-            left: args.limit,
-        }
-    }
-
-    /// Prints what is asked for; breaks when it was the last one. `flush`: nothing more waits.
-    fn print(
-        &mut self,
-        item: OutcomeItem,
-        flush: bool,
-    ) -> Result<std::ops::ControlFlow<()>, Error> {
-        if is_wanted(self.args, &item) && self.left != Some(0) {
-            let ended = Ended::from(item);
-            match self.json {
-                true => self.out.buffer_json(&ended)?,
-                false => self.out.buffer(&line(&ended, self.colourful))?,
-            }
-            self.left = self.left.map(|left| left - 1);
-        }
-        let last = self.left == Some(0);
-        if flush || last {
-            self.out.flush()?;
-        }
-        Ok(if last {
-            std::ops::ControlFlow::Break(())
-        } else {
-            std::ops::ControlFlow::Continue(())
-        })
-    }
+    let (sink, items) = mpsc::channel(BUFFERED);
+    let following = Box::pin(tail_outcomes(&connection, from, sink));
+    let mut printer = Printer::new(global.json, args.limit);
+    follow(following, items, |item, flush| {
+        let wanted = is_wanted(&args, &item).then(|| Ended::from(item));
+        printer.print(wanted, line, flush)
+    })
+    .await
 }
 
 fn is_wanted(args: &Args, item: &OutcomeItem) -> bool {

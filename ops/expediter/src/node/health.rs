@@ -1,16 +1,20 @@
-//! What the probes say.
+//! What the probes say, and what the node says of itself.
 
 use std::sync::{Arc, OnceLock};
 
 use expediter_gateway::{Check, Health};
-use expediter_nats::Node;
+use expediter_nats::{Node, PartitionPhase};
 use expediter_runtime::Platform;
+use expediter_types::NodeName;
+use expediter_wire::control::PartitionState;
+use expediter_wire::nodes::{FailingCheck, NodePartition, NodeStatus};
 
 use super::events::Events;
 
 /// Live while the store works; ready while the node could deliver an order that comes now.
 #[derive(Debug)]
 pub(crate) struct NodeHealth {
+    pub(crate) name: NodeName,
     pub(crate) events: Arc<Events>,
     pub(crate) platform: Platform,
     /// Empty until NATS answered.
@@ -42,7 +46,7 @@ impl Health for NodeHealth {
         let starting = status
             .partitions
             .iter()
-            .filter(|(_, phase)| *phase != expediter_nats::PartitionPhase::Running)
+            .filter(|(_, phase)| *phase != PartitionPhase::Running)
             .count();
         vec![
             check("nats", status.connected, "the connection to NATS is lost"),
@@ -73,5 +77,45 @@ impl Health for NodeHealth {
                 "OUTCOMES takes no more",
             ),
         ]
+    }
+}
+
+impl NodeHealth {
+    /// `None` while the node starts.
+    pub(crate) fn node_status(&self) -> Option<NodeStatus> {
+        let node = self.node.get()?;
+        let (status, snapshot) = (node.status(), self.platform.snapshot());
+        let partitions = status.partitions.into_iter();
+        let failing = self.ready().into_iter().filter_map(|check| {
+            let reason = check.result.err()?;
+            let check = check.name.to_owned();
+            Some(FailingCheck { check, reason })
+        });
+        let failing: Vec<_> = failing.collect();
+        Some(NodeStatus {
+            node: self.name.clone(),
+            instance: node.instance().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            partitions: partitions
+                .map(|(partition, phase)| NodePartition {
+                    partition: partition.0,
+                    state: state(phase),
+                })
+                .collect(),
+            live_nodes: status.live_nodes as u64,
+            in_flight: snapshot.capacity_used as u64,
+            capacity: snapshot.capacity as u64,
+            ready: failing.is_empty(),
+            failing,
+        })
+    }
+}
+
+fn state(phase: PartitionPhase) -> PartitionState {
+    match phase {
+        PartitionPhase::Waiting => PartitionState::Waiting,
+        PartitionPhase::Recovering => PartitionState::Recovering,
+        PartitionPhase::Running => PartitionState::Running,
+        PartitionPhase::HandingOver => PartitionState::HandingOver,
     }
 }

@@ -83,7 +83,6 @@ prop_compose! {
             idempotency_window,
             rejected: rejected.into_iter().collect(),
             classify,
-            ..Adapter::to("")
         }
     }
 }

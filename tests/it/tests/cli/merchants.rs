@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{CONFLICT, FAILED, NOT_FOUND, OK, USAGE, feed, run};
 
-fn manifest(world: &World, id: &str, more: &str) -> String {
+pub(super) fn manifest(world: &World, id: &str, more: &str) -> String {
     let url = world.fleet.url(id);
     format!("[[merchant]]\nid = \"{id}\"\n[merchant.adapter]\nurl = \"{url}\"\n{more}\n")
 }

@@ -1,6 +1,7 @@
 //! The verbs of the real binary, as people and scripts use them: data on stdout, the rest on stderr,
 //! exit codes that mean something.
 
+mod audit;
 mod config;
 mod demo;
 mod merchants;

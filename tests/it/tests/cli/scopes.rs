@@ -128,6 +128,15 @@ async fn shared_limits_are_applied_listed_and_deleted() -> Result<()> {
         .await?
         .exits(NOT_FOUND)?
         .tells(&["group/sandwiches has no limits"])?;
+    let audit = run(&world, &["audit", "--json"]).await?.exits(OK)?;
+    let records = audit.objects()?.into_iter();
+    let of_group =
+        records.filter(|record| record["kind"] == "group" && record["id"] == "sandwiches");
+    let verbs: Vec<_> = of_group.map(|record| record["verb"].clone()).collect();
+    ensure!(
+        verbs == ["merchant.apply", "merchant.scope.delete"],
+        "{verbs:?}"
+    );
     let wrong = ["merchant", "scope", "delete", "sandwiches"];
     run(&world, &wrong)
         .await?

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use expediter_nats::{Connection, Registry, RegistryEntry};
 use expediter_types::{Merchant, MerchantId};
+use expediter_wire::audit::AuditTarget;
 use expediter_wire::manifest::{self, Change, Manifest};
 use expediter_wire::registry::Registration;
 use futures::{StreamExt, TryStreamExt};
@@ -11,7 +12,7 @@ use serde::Serialize;
 use super::effects::effects;
 use super::{scope, sources};
 use crate::cli::error::note;
-use crate::cli::operator::Actor;
+use crate::cli::operator::{Actor, Deed, Effect, Operator, Recorded};
 use crate::cli::out::Out;
 use crate::cli::owners::Owners;
 use crate::cli::text::{clean, count, now};
@@ -90,6 +91,9 @@ pub(super) struct Applied {
     pub(super) effects: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
+    /// It is applied, and why AUDIT does not say so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) unrecorded: Option<String>,
 }
 
 /// A merchant of the files beside what is registered.
@@ -106,18 +110,25 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let planned = plan(&connection, manifest).await?;
     let mut out = Out::stdout();
     let mut counts: HashMap<&'static str, u64> = HashMap::new();
-    let (mut conflicts, mut failures) = (0, 0);
-    let actor = args.actor.name();
-    let mut applied = scope::apply(&connection, scopes, &actor, args.dry_run).await;
-    applied.extend(if args.dry_run {
-        tell(&connection, planned).await?
+    let (mut conflicts, mut failures, mut unrecorded) = (0, 0, 0);
+    let applied = if args.dry_run {
+        let mut told = scope::tell(scopes);
+        told.extend(tell(&connection, planned).await?);
+        told
     } else {
-        apply(&connection, planned, &actor).await
-    });
+        let operator = Operator::new(&connection, &args.actor).await?;
+        let mut applied = scope::apply(&connection, scopes, &operator).await;
+        applied.extend(apply(&connection, planned, &operator).await);
+        applied
+    };
     for one in applied {
         *counts.entry(one.action.name(false)).or_default() += 1;
         conflicts += u64::from(one.action == Action::Conflict);
         failures += u64::from(one.action == Action::Failed);
+        unrecorded += u64::from(one.unrecorded.is_some());
+        if let Some(why) = &one.unrecorded {
+            note(&format!("error: {why}"));
+        }
         match global.json {
             true => out.buffer_json(&one)?,
             false => print(&mut out, &one, args.dry_run)?,
@@ -134,9 +145,10 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     } else {
         summary
     });
-    match (conflicts, failures) {
-        (0, 0) => Ok(()),
-        (_, 0) => Err(Error::Conflict(
+    match (conflicts, failures, unrecorded) {
+        (0, 0, 0) => Ok(()),
+        (0, 0, _) => Err(Error::failed("some are applied, but not recorded in AUDIT")),
+        (_, 0, _) => Err(Error::Conflict(
             "some were changed by others meanwhile: look at them, then repeat".to_owned(),
         )),
         _ => Err(Error::failed("some merchants were not applied")),
@@ -207,33 +219,46 @@ impl Planned {
     }
 }
 
-async fn apply(connection: &Connection, planned: Vec<Planned>, actor: &str) -> Vec<Applied> {
+async fn apply(
+    connection: &Connection,
+    planned: Vec<Planned>,
+    operator: &Operator,
+) -> Vec<Applied> {
     let registry = Registry::new(connection);
     let puts = planned
         .into_iter()
-        .map(|planned| put(&registry, planned, actor));
+        .map(|planned| put(&registry, planned, operator));
     futures::stream::iter(puts).buffered(WIDTH).collect().await
 }
 
-async fn put(registry: &Registry, planned: Planned, actor: &str) -> Applied {
+async fn put(registry: &Registry, planned: Planned, operator: &Operator) -> Applied {
     let action = planned.action();
     let Planned {
         merchant,
         current,
         changes,
     } = planned;
-    let expected = current.as_ref().map_or(0, |entry| entry.revision);
+    let before = current.as_ref().map(|entry| entry.revision);
+    let expected = before.unwrap_or(0);
     let id = merchant.id.clone();
-    let result = if action == Action::Unchanged {
-        Ok(expected)
+    let result: Result<(u64, Recorded), Error> = if action == Action::Unchanged {
+        Ok((expected, Ok(())))
     } else {
         let registration = Registration {
             merchant,
-            actor: actor.to_owned(),
+            actor: operator.actor().to_owned(),
             at: now(),
             rolled_back_from: None,
         };
-        registry.put(&registration, expected).await
+        let deed = Deed::new("merchant.apply", AuditTarget::merchant(&id))
+            .detail("action", action)
+            .detail("before", before)
+            .detail("changes", &changes);
+        let effect = async {
+            let revision = registry.put(&registration, expected).await?;
+            Ok(Effect::new(revision).detail("revision", revision))
+        };
+        operator.run(deed, effect).await
     };
     let what = What::Merchant(id.to_string());
     Applied::now(what, action, changes, result)
@@ -245,18 +270,19 @@ impl Applied {
         what: What,
         action: Action,
         changes: Vec<Change>,
-        result: Result<u64, expediter_nats::Error>,
+        result: Result<(u64, Recorded), Error>,
     ) -> Self {
-        let (action, revision, error) = match result {
-            Ok(revision) => (action, Some(revision), None),
+        let (action, revision, error, unrecorded) = match result {
+            Ok((revision, recorded)) => {
+                let unrecorded = recorded.err().map(|error| error.to_string());
+                (action, Some(revision), None, unrecorded)
+            }
             Err(error) => {
-                let conflict = matches!(error, expediter_nats::Error::Conflict { .. });
-                let action = if conflict {
-                    Action::Conflict
-                } else {
-                    Action::Failed
+                let action = match error {
+                    Error::Conflict(_) => Action::Conflict,
+                    _ => Action::Failed,
                 };
-                (action, None, Some(Error::from(error).to_string()))
+                (action, None, Some(error.to_string()), None)
             }
         };
         Self {
@@ -267,6 +293,7 @@ impl Applied {
             changes,
             effects: Vec::new(),
             error,
+            unrecorded,
         }
     }
 }
@@ -307,6 +334,7 @@ async fn tell(connection: &Connection, planned: Vec<Planned>) -> Result<Vec<Appl
             changes: planned.changes,
             effects,
             error: None,
+            unrecorded: None,
         }
     });
     Ok(applied.collect())

@@ -3,12 +3,13 @@ use std::time::{Duration, Instant};
 
 use expediter_nats::Registry;
 use expediter_types::{MerchantId, format_duration, parse_duration};
+use expediter_wire::audit::AuditTarget;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::existing;
 use crate::cli::error::note;
-use crate::cli::operator::Actor;
+use crate::cli::operator::{Actor, Deed, Effect, Operator, Recorded};
 use crate::cli::out::Out;
 use crate::cli::owners::Owners;
 use crate::cli::text::{count, counted};
@@ -61,13 +62,14 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let connection = global.connect().await?;
     let entry = existing(&connection, &args.id).await?;
     let owners = Owners::of(&connection).await?;
+    let operator = Operator::new(&connection, &args.actor).await?;
     let waiting = Waiting {
         owners: &owners,
         id: &args.id,
     };
     let newest = owners.newest(&args.id).await?;
     let remaining = waiting.count(newest).await?;
-    let mut dead_lettered = 0;
+    let (mut dead_lettered, mut end_recorded) = (0, Ok(()));
     if remaining != Some(0) {
         let told = remaining.map_or_else(
             || "The owner has not read all its orders yet".to_owned(),
@@ -85,7 +87,8 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
                     &args,
                     &format!("{told}, and will not be sent. End as dead letters?"),
                 )?;
-                dead_lettered = waiting.end(newest, reason, &args).await?;
+                (dead_lettered, end_recorded) =
+                    end(&waiting, &operator, newest, reason, args.timeout).await?;
             }
             (_, true) => waiting.drain(newest, args.timeout).await?,
             _ => {
@@ -99,26 +102,50 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     } else if !args.drain && !args.dead_letter {
         confirm(&args, &format!("Delete merchant {}?", args.id))?;
     }
-    Registry::new(&connection)
-        .delete(&args.id, &args.actor.name(), entry.revision)
-        .await?;
+    let deed = Deed::new("merchant.delete", AuditTarget::merchant(&args.id))
+        .because(args.reason.as_deref().unwrap_or_default())
+        .detail("before", entry.revision);
+    let registry = Registry::new(&connection);
+    let effect = async {
+        let deleted = registry.delete(&args.id, operator.actor(), entry.revision);
+        Ok(Effect::new(deleted.await?))
+    };
+    let ((), recorded) = operator.run(deed, effect).await?;
     let mut out = Out::stdout();
     if global.json {
         let merchant = args.id.to_string();
-        return out.json(&Deleted {
+        out.json(&Deleted {
             merchant,
             action: "deleted",
             dead_lettered,
-        });
+        })?;
+    } else {
+        out.line(format_args!("deleted  {}", args.id))?;
+        if dead_lettered > 0 {
+            note(&format!(
+                "{} dead-lettered",
+                counted(dead_lettered, "order")
+            ));
+        }
     }
-    out.line(format_args!("deleted  {}", args.id))?;
-    if dead_lettered > 0 {
-        note(&format!(
-            "{} dead-lettered",
-            counted(dead_lettered, "order")
-        ));
-    }
-    Ok(())
+    end_recorded.and(recorded)
+}
+
+/// Ends the orders that wait; a deed of its own, which stands also when the deletion fails.
+async fn end(
+    waiting: &Waiting<'_>,
+    operator: &Operator,
+    newest: u64,
+    reason: &str,
+    timeout: Duration,
+) -> Result<(u64, Recorded), Error> {
+    let deed = Deed::new("merchant.dead_letter", AuditTarget::merchant(waiting.id)).because(reason);
+    let effect = async {
+        let ended = waiting.end(newest, reason, operator.actor(), timeout);
+        let ended = ended.await?;
+        Ok(Effect::new(ended).detail("dead_lettered", ended))
+    };
+    operator.run(deed, effect).await
 }
 
 /// Asks only where somebody can answer: a script says what it wants by its flags.
@@ -175,10 +202,15 @@ impl Waiting<'_> {
     }
 
     /// Gives how many became dead letters, as far as is known.
-    async fn end(&self, newest: u64, reason: &str, args: &Args) -> Result<u64, Error> {
-        let actor = args.actor.name();
+    async fn end(
+        &self,
+        newest: u64,
+        reason: &str,
+        actor: &str,
+        timeout: Duration,
+    ) -> Result<u64, Error> {
         let progress = progress("ending its orders");
-        let deadline = Instant::now() + args.timeout;
+        let deadline = Instant::now() + timeout;
         let (mut most, mut first) = (0, true);
         loop {
             let remaining = self.count_patiently(newest, deadline).await?;
@@ -188,11 +220,11 @@ impl Waiting<'_> {
             }
             if Instant::now() >= deadline {
                 progress.finish_and_clear();
-                return Err(over(self.id, remaining, args.timeout));
+                return Err(over(self.id, remaining, timeout));
             }
             // Once is enough for what waits; what arrived or was in flight since is ended with
             // the next request.
-            let (ended, _) = match self.owners.dead_letter(self.id, reason, &actor).await {
+            let (ended, _) = match self.owners.dead_letter(self.id, reason, actor).await {
                 Ok(answer) => answer,
                 Err(error) if first => return Err(error),
                 Err(_) => (0, 0),

@@ -1,10 +1,11 @@
 use expediter_nats::RegistryChange;
 use expediter_types::{Merchant, MerchantId};
+use expediter_wire::audit::AuditTarget;
 use expediter_wire::manifest::{self, Change};
 use expediter_wire::registry::Registration;
 use serde::Serialize;
 
-use crate::cli::operator::Actor;
+use crate::cli::operator::{Actor, Deed, Effect, Operator};
 use crate::cli::out::Out;
 use crate::cli::text::{clean, now};
 use crate::cli::{Error, Global};
@@ -41,6 +42,7 @@ struct RolledBack {
 pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let connection = global.connect().await?;
     let registry = super::registry(&connection).await?;
+    let operator = Operator::new(&connection, &args.actor).await?;
     let history = registry.history(&args.id).await?;
     let Some(current) = history.last().cloned() else {
         return Err(Error::NotFound(format!(
@@ -55,8 +57,8 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     };
     let mut out = Out::stdout();
     let unchanged = current.merchant.as_ref() == Some(&merchant);
-    let revision = if unchanged {
-        current.revision
+    let (revision, recorded) = if unchanged {
+        (current.revision, Ok(()))
     } else {
         // A deleted merchant is registered anew.
         let expected = if current.merchant.is_some() {
@@ -66,11 +68,19 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
         };
         let registration = Registration {
             merchant,
-            actor: args.actor.name(),
+            actor: operator.actor().to_owned(),
             at: now(),
             rolled_back_from: Some(current.revision),
         };
-        registry.put(&registration, expected).await?
+        let deed = Deed::new("merchant.rollback", AuditTarget::merchant(&args.id))
+            .detail("before", current.revision)
+            .detail("to", to)
+            .detail("changes", &changes);
+        let effect = async {
+            let revision = registry.put(&registration, expected).await?;
+            Ok(Effect::new(revision).detail("revision", revision))
+        };
+        operator.run(deed, effect).await?
     };
     let action = if unchanged {
         "unchanged"
@@ -79,13 +89,14 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     };
     if global.json {
         let merchant = args.id.to_string();
-        return out.json(&RolledBack {
+        out.json(&RolledBack {
             merchant,
             action,
             revision,
             to,
             changes,
-        });
+        })?;
+        return recorded;
     }
     out.buffer(&format!(
         "{action}  {}  to revision {to}, as revision {revision}",
@@ -104,7 +115,8 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
             value(to)
         ))?;
     }
-    out.flush()
+    out.flush()?;
+    recorded
 }
 
 /// The revision to go back to, and what it was.

@@ -6,13 +6,14 @@ use clap::Subcommand;
 use expediter_nats::{Connection, Registry, RegistryEntry, ScopeEntry};
 use expediter_types::{LimitScope, Merchant, Rate, Scope};
 use expediter_wire::Rfc3339;
+use expediter_wire::audit::AuditTarget;
 use expediter_wire::manifest::{self, Change, Manifest};
 use expediter_wire::registry::{ScopeRegistration, parse_scope_key, scope_key};
 use serde::Serialize;
 
 use super::apply::{Action, Applied, What};
 use crate::cli::error::note;
-use crate::cli::operator::Actor;
+use crate::cli::operator::{Actor, Deed, Effect, Operator};
 use crate::cli::out::Out;
 use crate::cli::table::table;
 use crate::cli::text::{clean, counted, now, when};
@@ -66,7 +67,7 @@ fn key(text: &str) -> Result<(LimitScope, String), String> {
 
 pub(super) async fn run(global: &Global, verb: Verb) -> Result<(), Error> {
     match verb {
-        Verb::List(List {}) => list(global).await,
+        Verb::List(List {}) => Box::pin(list(global)).await,
         Verb::Delete(args) => delete(global, args).await,
     }
 }
@@ -192,6 +193,7 @@ pub(super) async fn shared_by(registry: &Registry, merchant: &Merchant) -> Resul
 async fn delete(global: &Global, args: Delete) -> Result<(), Error> {
     let connection = global.connect().await?;
     let registry = super::registry(&connection).await?;
+    let operator = Operator::new(&connection, &args.actor).await?;
     let (kind, id) = &args.scope;
     let key = scope_key(*kind, id);
     let Some(entry) = registry.scope(*kind, id).await? else {
@@ -205,17 +207,23 @@ async fn delete(global: &Global, args: Delete) -> Result<(), Error> {
     if !args.yes && std::io::stdin().is_terminal() {
         super::delete::ask(&format!("Delete the limits of {key}, shared by {told}?"))?;
     }
-    registry
-        .delete_scope(*kind, id, &args.actor.name(), entry.revision)
-        .await?;
+    let deed = Deed::new("merchant.scope.delete", target(scope))
+        .detail("before", entry.revision)
+        .detail("merchants", count);
+    let effect = async {
+        let deleted = registry.delete_scope(*kind, id, operator.actor(), entry.revision);
+        Ok(Effect::new(deleted.await?))
+    };
+    let ((), recorded) = operator.run(deed, effect).await?;
     let mut out = Out::stdout();
     if global.json {
         let deleted = serde_json::json!({"scope": key, "action": "deleted", "merchants": count});
-        return out.json(&deleted);
+        out.json(&deleted)?;
+        return recorded;
     }
     out.line(format_args!("deleted  {key}"))?;
     note(&format!("{told} shared it"));
-    Ok(())
+    recorded
 }
 
 /// Limits of the files beside what is registered.
@@ -244,49 +252,81 @@ pub(super) async fn plan(
     Ok(planned.collect())
 }
 
-/// Puts them into the registry, or says what would change.
+impl Planned {
+    fn what(&self) -> What {
+        What::Scope(scope_key(self.scope.kind, &self.scope.id))
+    }
+
+    fn action(&self) -> Action {
+        match &self.current {
+            None => Action::Created,
+            Some(entry) if entry.registration.scope == self.scope => Action::Unchanged,
+            Some(_) => Action::Changed,
+        }
+    }
+
+    fn changes(&self) -> Vec<Change> {
+        let old = self.current.as_ref();
+        old.map_or_else(Vec::new, |entry| {
+            manifest::diff_scopes(&entry.registration.scope, &self.scope)
+        })
+    }
+}
+
+/// What would happen.
+pub(super) fn tell(planned: Vec<Planned>) -> Vec<Applied> {
+    let told = planned.into_iter().map(|planned| Applied {
+        what: planned.what(),
+        action: planned.action(),
+        dry_run: true,
+        revision: planned.current.as_ref().map(|entry| entry.revision),
+        changes: planned.changes(),
+        effects: Vec::new(),
+        error: None,
+        unrecorded: None,
+    });
+    told.collect()
+}
+
+/// Puts them into the registry.
 pub(super) async fn apply(
     connection: &Connection,
     planned: Vec<Planned>,
-    actor: &str,
-    dry_run: bool,
+    operator: &Operator,
 ) -> Vec<Applied> {
     let registry = Registry::new(connection);
     let mut applied = Vec::new();
-    for Planned { scope, current } in planned {
-        let what = What::Scope(scope_key(scope.kind, &scope.id));
-        let expected = current.as_ref().map_or(0, |entry| entry.revision);
-        let old = current.map(|entry| entry.registration.scope);
-        let action = match &old {
-            None => Action::Created,
-            Some(old) if *old == scope => Action::Unchanged,
-            Some(_) => Action::Changed,
-        };
-        let changes: Vec<Change> =
-            old.map_or_else(Vec::new, |old| manifest::diff_scopes(&old, &scope));
-        if dry_run {
-            applied.push(Applied {
-                what,
-                action,
-                dry_run,
-                revision: (expected > 0).then_some(expected),
-                changes,
-                effects: Vec::new(),
-                error: None,
-            });
-            continue;
-        }
+    for planned in planned {
+        let (what, action, changes) = (planned.what(), planned.action(), planned.changes());
+        let before = planned.current.as_ref().map(|entry| entry.revision);
+        let expected = before.unwrap_or(0);
         let result = if action == Action::Unchanged {
-            Ok(expected)
+            Ok((expected, Ok(())))
         } else {
+            let deed = Deed::new("merchant.apply", target(&planned.scope))
+                .detail("action", action)
+                .detail("before", before)
+                .detail("changes", &changes);
             let registration = ScopeRegistration {
-                scope,
-                actor: actor.to_owned(),
+                scope: planned.scope,
+                actor: operator.actor().to_owned(),
                 at: now(),
             };
-            registry.put_scope(&registration, expected).await
+            let effect = async {
+                let revision = registry.put_scope(&registration, expected).await?;
+                Ok(Effect::new(revision).detail("revision", revision))
+            };
+            operator.run(deed, effect).await
         };
         applied.push(Applied::now(what, action, changes, result));
     }
     applied
+}
+
+fn target(scope: &Scope) -> AuditTarget {
+    match scope.kind {
+        LimitScope::Group => AuditTarget::group(&scope.id),
+        LimitScope::Credential => AuditTarget::credential(&scope.id),
+        LimitScope::Merchant => AuditTarget::alone("merchant", &scope.id),
+    }
 }
