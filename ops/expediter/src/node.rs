@@ -267,14 +267,7 @@ fn refresh(metrics: &Metrics, platform: &Platform, directory: &MerchantDirectory
     metrics.merchants_registered.set(figure(directory.len()));
     metrics.merchants_active.set(figure(now.active_merchants));
     metrics.merchants_quarantined.set(figure(now.quarantined));
-    for (because, count) in [
-        ClosedBecause::RateLimited,
-        ClosedBecause::Suspended,
-        ClosedBecause::Misconfigured,
-    ]
-    .into_iter()
-    .zip(now.closed)
-    {
+    for (because, count) in ClosedBecause::ALL.into_iter().zip(now.closed) {
         metrics.merchants_closed.of(because).set(figure(count));
     }
     metrics.partitions_owned.set(figure(now.partitions));

@@ -311,6 +311,7 @@ impl World {
             .rng
             .chance(800)
             .then(|| format!("k{}", env.rng.below(env.plan.keys)).into());
+        let priority = *env.rng.pick(&expediter_types::Priority::ALL);
         let payload = Bytes::from(format!("order {}", env.rng.next()));
         Order {
             seq,
@@ -322,7 +323,7 @@ impl World {
                 deadline,
                 not_before,
                 key,
-                priority: expediter_types::Priority::Normal,
+                priority,
                 event_type: None,
                 source: None,
                 time: None,
