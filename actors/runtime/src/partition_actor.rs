@@ -314,6 +314,7 @@ impl PartitionActor {
                 merchant,
                 incarnation,
                 limits_since,
+                spent,
                 closure,
                 window,
             } => {
@@ -322,6 +323,7 @@ impl PartitionActor {
                     merchant,
                     incarnation,
                     limits_since,
+                    spent,
                     closure,
                     window,
                 };
@@ -343,15 +345,9 @@ impl PartitionActor {
                 merchant,
                 seq,
                 number,
-                class,
-                retry_after,
+                ended,
             } => {
-                let step = Step::Answer {
-                    seq,
-                    number,
-                    class,
-                    retry_after,
-                };
+                let step = Step::Answer { seq, number, ended };
                 self.tell(&merchant, step, ctx);
             }
             Command::Change(merchant) => {
@@ -411,10 +407,18 @@ impl PartitionActor {
             Event::Closed { merchant, closure } => {
                 let because = closure.because.as_str();
                 match closure.because {
-                    expediter_types::ClosedBecause::RateLimited => {
+                    ClosedBecause::RateLimited => {
                         tracing::debug!(%partition, %merchant, because, "merchant closed");
                     }
-                    _ => tracing::warn!(
+                    // Each failed probe opens it again: only the first time is news.
+                    ClosedBecause::Breaker if closure.times > 1 => {
+                        tracing::debug!(%partition, %merchant, because, "merchant still fails");
+                    }
+                    ClosedBecause::Breaker => tracing::info!(
+                        %partition, %merchant, because,
+                        "merchant fails: its orders are kept, it is probed until it takes one"
+                    ),
+                    ClosedBecause::Suspended | ClosedBecause::Misconfigured => tracing::warn!(
                         %partition, %merchant, because,
                         "merchant closed: its orders are kept, it is probed once a minute"
                     ),

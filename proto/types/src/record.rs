@@ -1,5 +1,7 @@
 //! What an owner writes to OUTCOMES, as values; their bytes are `wire`'s business.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use roaring::RoaringTreemap;
 
@@ -67,7 +69,21 @@ pub struct Mark {
     /// Unfinished orders of merchants that nobody registered, and since when an owner with a
     /// current registry knows that.
     pub unknown_since: Vec<(MerchantId, UnixMillis)>,
+    /// What merchants were sent that still counts for their quotas.
+    pub spent: Vec<(MerchantId, Vec<SpentQuota>)>,
+    /// From when to when nobody knows what was sent: for merchants that `spent` does not name.
+    pub unknown: Vec<(UnixMillis, UnixMillis)>,
+    /// No attempt started after it in this epoch.
+    pub last: bool,
     pub at: UnixMillis,
+}
+
+/// What was spent of a rate with a long period.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpentQuota {
+    pub period: Duration,
+    /// So many orders, none later than the time; oldest first.
+    pub spent: Vec<(UnixMillis, u64)>,
 }
 
 /// Attempts of one unfinished order.
@@ -127,6 +143,8 @@ pub struct ClosedMerchant {
     pub because: ClosedBecause,
     /// Opens again (rate limited) or is probed (else).
     pub until: UnixMillis,
+    /// How often in a row the circuit breaker opened; 0 for other causes.
+    pub times: u32,
 }
 
 /// `attempt.<p>.<merchant>`: the unrepeatable attempts in flight, written before they leave.

@@ -141,6 +141,9 @@ impl Host {
             attempts: Vec::new(),
             closed: Vec::new(),
             unknown_since: Vec::new(),
+            spent: Vec::new(),
+            unknown: Vec::new(),
+            last: false,
             at: 7,
         };
         self.publish(partition, Record::Mark(Box::new(mark)))
