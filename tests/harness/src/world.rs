@@ -116,7 +116,8 @@ impl World {
     }
 
     /// A merchant of the fleet that is tried again soon and often: native idempotency, 16 at a
-    /// time, attempts of 5 s, waits of 50 ms to 1 s, 1,000 attempts, 10 minutes.
+    /// time, attempts of 5 s, waits of 50 ms to 1 s, 1,000 attempts, 10 minutes, no circuit breaker
+    /// and the largest retry budget.
     ///
     /// # Panics
     /// When the id is none.
@@ -131,6 +132,9 @@ impl World {
         merchant.retry.max = Duration::from_secs(1);
         merchant.retry.max_attempts = 1_000;
         merchant.retry.deadline = Duration::from_secs(600);
+        merchant.retry.budget = 10.0;
+        merchant.breaker.consecutive = 0;
+        merchant.breaker.min_samples = 0;
         merchant
     }
 

@@ -259,6 +259,7 @@ pub(super) fn kind(outcome: &str, reason: Option<&str>) -> Option<OutcomeKind> {
         "delivered" => Some(OutcomeKind::Delivered),
         "rejected" => Some(OutcomeKind::Rejected),
         "expired" => Some(OutcomeKind::Expired),
+        "cancelled" => Some(OutcomeKind::Cancelled),
         "duplicate" => Some(OutcomeKind::Duplicate),
         "dead_lettered" => reason
             .and_then(DeadReason::from_name)

@@ -47,6 +47,7 @@ fn kinds() -> impl Strategy<Value = OutcomeKind> {
         Just(OutcomeKind::Delivered),
         Just(OutcomeKind::Rejected),
         Just(OutcomeKind::Expired),
+        Just(OutcomeKind::Cancelled),
         Just(OutcomeKind::Duplicate),
         (0..DeadReason::ALL.len()).prop_map(|n| OutcomeKind::DeadLettered(DeadReason::ALL[n])),
     ]

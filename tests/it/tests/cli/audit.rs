@@ -307,11 +307,17 @@ async fn a_node_tells_how_it_stands() -> Result<()> {
         let asked = expediter_nats::request_node(&world.connection, &name, request, within);
         anyhow::Ok(decode_reply(&asked.await?)?)
     };
-    let ControlReply::Node(status) = ask(&ControlRequest::NodeStatus).await? else {
-        anyhow::bail!("no status");
+    let begun = Instant::now();
+    let status = loop {
+        // It answers for itself once it has started.
+        match ask(&ControlRequest::NodeStatus).await {
+            Ok(ControlReply::Node(status)) if status.ready => break status,
+            other => ensure!(begun.elapsed() < Duration::from_secs(20), "{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     };
     ensure!(
-        status.node == name && status.ready && status.failing.is_empty(),
+        status.node == name && status.failing.is_empty(),
         "{status:?}"
     );
     ensure!(

@@ -4,6 +4,7 @@
 mod audit;
 mod config;
 mod demo;
+mod holds;
 mod merchants;
 mod orders;
 mod removal;

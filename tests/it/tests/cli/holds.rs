@@ -1,0 +1,292 @@
+//! Pause, drain, resume, opening hours, cancel, quotas and priorities, through the CLI on a live node.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use expediter_fleet::merchants::Behaviour;
+use expediter_harness::{NewOrder, World};
+use expediter_types::{DeadReason, Hours, OpenRange, OutcomeKind};
+
+use super::{CONFLICT, NOT_FOUND, OK, USAGE, run};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A merchant that takes so long.
+fn after(latency: Duration) -> Behaviour {
+    Behaviour {
+        latency,
+        ..Behaviour::default()
+    }
+}
+
+/// A paused merchant keeps what comes, over a kill of its node, and goes on when it is told to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_keeps_the_backlog_over_a_kill() -> Result<()> {
+    let world = World::start().await?;
+    let mut node = world.node("node").start().await?;
+    world.register(&world.merchant("luigis")).await?;
+    world.register(&world.merchant("marios")).await?;
+    world.publish("luigis", 5).await?;
+    world.settled(SOON).await?;
+
+    let pause = ["merchant", "pause", "luigis"];
+    run(&world, &pause)
+        .await?
+        .exits(USAGE)?
+        .tells(&["--reason"])?;
+    let pause = [&pause[..], &["--reason", "kitchen fire", "--actor", "ann"]].concat();
+    run(&world, &pause)
+        .await?
+        .exits(OK)?
+        .says(&["paused", "luigis"])?;
+    world.publish("luigis", 20).await?;
+    world.publish("marios", 20).await?;
+    world.arrived("marios", 20, SOON).await?;
+    let shown = run(&world, &["merchant", "show", "luigis"])
+        .await?
+        .exits(OK)?;
+    shown.says(&["paused", "ann", "kitchen fire"])?;
+
+    node.kill9();
+    node.restart().await?;
+    world.publish("luigis", 5).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    ensure!(
+        world.fleet.arrivals("luigis").len() == 5,
+        "sent while paused"
+    );
+
+    let resume = ["merchant", "resume", "luigis", "--reason", "it is out"];
+    run(&world, &resume)
+        .await?
+        .exits(OK)?
+        .says(&["resumed", "luigis"])?;
+    world.settled(SOON).await?;
+    let again = run(&world, &resume).await?.exits(OK)?;
+    again.says(&["unchanged"])?.tells(&["nothing holds it"])?;
+    let audit = run(&world, &["audit", "--merchant", "luigis", "--json"]).await?;
+    let verbs: Vec<_> = audit.objects()?.iter().map(|r| r["verb"].clone()).collect();
+    ensure!(verbs == ["merchant.pause", "merchant.resume"], "{verbs:?}");
+    let verdict = world.oracle().after_crashes().judge().await?;
+    ensure!(verdict.delivered == 50, "{verdict:?}");
+    node.check(&[]).await
+}
+
+/// A group is drained: what is in flight ends, nothing more is sent, no other group is touched.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_is_drained() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    world
+        .fleet
+        .set("slow", after(Duration::from_millis(1_500)))?;
+    for id in ["slow", "twin", "other"] {
+        let mut merchant = world.merchant(id);
+        if id != "other" {
+            merchant.group = "sandwiches".to_owned();
+        }
+        world.register(&merchant).await?;
+    }
+    world.publish("slow", 10).await?;
+    world.arrived("slow", 10, SOON).await?;
+    let drain = [
+        "merchant",
+        "drain",
+        "--group",
+        "sandwiches",
+        "--reason",
+        "an upgrade",
+    ];
+    let drained = run(&world, &drain).await?.exits(OK)?;
+    drained.says(&["drained", "group sandwiches"])?;
+    let answered = world.fleet.arrivals("slow");
+    ensure!(
+        answered.iter().all(|a| a.answered.is_some()),
+        "{answered:?}"
+    );
+    for id in ["slow", "twin", "other"] {
+        world.publish(id, 10).await?;
+    }
+    world.arrived("other", 10, SOON).await?;
+    ensure!(
+        world.fleet.arrivals("twin").is_empty(),
+        "a drained group is sent orders"
+    );
+    let unknown = ["merchant", "pause", "--group", "pizza", "--reason", "x"];
+    run(&world, &unknown)
+        .await?
+        .exits(NOT_FOUND)?
+        .tells(&["pizza"])?;
+    let shown = run(&world, &["merchant", "show", "twin"])
+        .await?
+        .exits(OK)?;
+    shown.says(&["draining", "group", "an upgrade"])?;
+    run(&world, &["merchant", "resume", "--group", "sandwiches"])
+        .await?
+        .exits(OK)?;
+    world.settled(SOON).await?;
+    let verdict = world.oracle().judge().await?;
+    ensure!(verdict.delivered == 40, "{verdict:?}");
+    node.check(&[]).await
+}
+
+/// Outside its hours a merchant gets nothing; when they open it, it gets everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_wait_for_the_opening_hours() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    let mut merchant = world.merchant("lunch");
+    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
+    let minute = u16::try_from(now.hour())? * 60 + u16::try_from(now.minute())?;
+    let later = (minute + 120) % 1_440;
+    let today = OpenRange {
+        days: 0b111_1111,
+        from: later,
+        to: (later + 60) % 1_440,
+    };
+    merchant.hours = Some(Arc::new(Hours {
+        zone_name: "UTC".to_owned(),
+        zone: jiff::tz::TimeZone::UTC,
+        open: vec![today],
+    }));
+    world.register(&merchant).await?;
+    world.publish("lunch", 10).await?;
+    super::merchants::waiting(&world, "lunch", 10).await?;
+    let shown = run(&world, &["merchant", "show", "lunch"])
+        .await?
+        .exits(OK)?;
+    shown.says(&["outside its hours, opens"])?;
+    ensure!(world.fleet.arrivals("lunch").is_empty());
+    merchant.hours = None;
+    world.register(&merchant).await?;
+    world.settled(SOON).await?;
+    let verdict = world.oracle().judge().await?;
+    ensure!(verdict.delivered == 10, "{verdict:?}");
+    node.check(&[]).await
+}
+
+/// An order is taken back from the store and from a mailbox; one in flight is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_are_cancelled_until_they_are_sent() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    world.fleet.set("slow", after(Duration::from_secs(2)))?;
+    let mut slow = world.merchant("slow");
+    slow.limits.concurrency = 1;
+    slow.limits.mailbox = 4;
+    world.register(&slow).await?;
+    let orders = world.publish("slow", 30).await?;
+    world.arrived("slow", 1, SOON).await?;
+    let cancel = async |id: &str| {
+        let args = [
+            "order",
+            "cancel",
+            id,
+            "--merchant",
+            "slow",
+            "--reason",
+            "guest left",
+        ];
+        run(&world, &args).await
+    };
+    cancel(&orders[0].id)
+        .await?
+        .exits(CONFLICT)?
+        .tells(&["too late"])?;
+    for place in [2, 20, 29] {
+        let id = &orders[place].id;
+        cancel(id).await?.exits(OK)?.says(&["cancelled", id])?;
+        cancel(id)
+            .await?
+            .exits(CONFLICT)?
+            .tells(&["ended before"])?;
+    }
+    cancel("nobody")
+        .await?
+        .exits(NOT_FOUND)?
+        .tells(&["nobody"])?;
+    let shown = run(
+        &world,
+        &["order", "show", &orders[20].id, "--merchant", "slow"],
+    )
+    .await?;
+    shown.exits(OK)?.says(&["cancelled", "guest left"])?;
+    world.fleet.set("slow", Behaviour::fast())?;
+    world.settled(Duration::from_secs(20)).await?;
+    let verdict = world
+        .oracle()
+        .allow("slow", OutcomeKind::Cancelled)
+        .judge()
+        .await?;
+    ensure!(verdict.delivered == 27, "{verdict:?}");
+    node.check(&[]).await
+}
+
+/// Beyond its quota a merchant's orders end at once, and nobody else's do.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_backlog_ends_what_comes_on_top() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    let mut full = world.merchant("full");
+    full.limits.backlog = Some(50);
+    world.register(&full).await?;
+    world.register(&world.merchant("other")).await?;
+    let pause = ["merchant", "pause", "full", "--reason", "a test"];
+    run(&world, &pause).await?.exits(OK)?;
+    world.publish("full", 70).await?;
+    world.publish("other", 70).await?;
+    world.arrived("other", 70, SOON).await?;
+    run(&world, &["merchant", "resume", "full"])
+        .await?
+        .exits(OK)?;
+    let outcomes = world.settled(SOON).await?;
+    let kind = OutcomeKind::DeadLettered(DeadReason::BacklogFull);
+    let dead = outcomes.dead().count();
+    ensure!(dead == 20, "{dead} dead letters");
+    let verdict = world.oracle().allow("full", kind).judge().await?;
+    ensure!(verdict.delivered == 120, "{verdict:?}");
+    node.check(&["order dead-lettered"]).await
+}
+
+/// An urgent order goes before a backlog that is there; low ones get their share all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn urgent_orders_pass_a_backlog() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    let mut merchant = world.merchant("busy");
+    merchant.limits.rates = vec!["50/s".parse()?];
+    merchant.limits.mailbox = 16;
+    world.register(&merchant).await?;
+    world.publish("busy", 400).await?;
+    let publisher = world.publisher();
+    let low = NewOrder::to("busy").header("Expediter-Priority", "low");
+    publisher.send(low.id("low-1")).await?;
+    let high = NewOrder::to("busy").header("Expediter-Priority", "high");
+    let begun = Instant::now();
+    publisher.send(high.id("high-1")).await?;
+    let came = |id: &str| {
+        world
+            .fleet
+            .arrivals("busy")
+            .iter()
+            .any(|a| a.order_id == id)
+    };
+    while !came("high-1") {
+        ensure!(
+            begun.elapsed() < Duration::from_secs(3),
+            "the urgent order waits"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.settled(Duration::from_secs(20)).await?;
+    let arrivals = world.fleet.arrivals("busy");
+    let place = |id: &str| arrivals.iter().position(|a| a.order_id == id);
+    ensure!(place("high-1") < Some(150), "{:?}", place("high-1"));
+    ensure!(
+        place("low-1") < Some(400),
+        "low orders starve: {:?}",
+        place("low-1")
+    );
+    node.check(&[]).await
+}
