@@ -121,11 +121,25 @@ impl Ledger {
             .map_or(self.seen, |first| self.seen.min(first - 1))
     }
 
-    /// Finished sequences above the low water, for a mark. Forgets those below.
+    /// Finished sequences above the low water, for a mark. Forgets those below. Up to `seen` it is
+    /// everything that is not open: the other partitions' sequences lie between this one's, and
+    /// nobody asks for them; with them it is a few long runs, however many orders are finished
+    /// while one is stuck.
     pub fn finished(&mut self) -> RoaringTreemap {
         let low_water = self.low_water();
         self.finished.remove_range(..=low_water);
+        if low_water < self.seen {
+            self.finished.insert_range(low_water + 1..=self.seen);
+            self.finished -= &self.open;
+        }
         self.floor = self.floor.max(low_water);
+        // As runs: each bitmap of its own would take 8 KiB.
+        let runs = self.finished.bitmaps().map(|(high, bitmap)| {
+            let mut bitmap = bitmap.clone();
+            bitmap.optimize();
+            (high, bitmap)
+        });
+        self.finished = RoaringTreemap::from_bitmaps(runs.collect::<Vec<_>>());
         self.finished.clone()
     }
 
@@ -169,6 +183,30 @@ mod tests {
         assert_eq!(ledger.finished().len(), 0);
         assert!(ledger.finish(20));
         assert_eq!(ledger.low_water(), 20);
+        assert_eq!(ledger.unaccounted(), 0);
+    }
+
+    #[test]
+    fn one_stuck_order_of_a_sparse_partition_makes_no_large_mark() {
+        let mut ledger = Ledger::new(0, RoaringTreemap::new(), RoaringTreemap::new(), 0);
+        for seq in (16..1_600_000).step_by(16) {
+            ledger.pass(seq);
+            assert_eq!(ledger.take(seq), Taken::New);
+            assert!(seq == 32 || ledger.finish(seq));
+        }
+        assert_eq!(ledger.take(1_600_016), Taken::New);
+        assert!(ledger.finish(1_600_016));
+        let finished = ledger.finished();
+        assert!(
+            finished.serialized_size() < 1_000,
+            "{}",
+            finished.serialized_size()
+        );
+        assert!(!finished.contains(32) && finished.contains(48) && finished.contains(1_600_016));
+        assert!(!finished.contains(1_600_000));
+        // What comes above is still new, what comes by again is known.
+        assert_eq!(ledger.take(1_600_000), Taken::New);
+        assert_eq!(ledger.take(48), Taken::Known);
         assert_eq!(ledger.unaccounted(), 0);
     }
 
