@@ -162,9 +162,15 @@ impl PartitionMachine {
     /// Finds an order by its id; the newest generation that this owner remembers.
     #[must_use]
     pub fn locate(&self, merchant: &MerchantId, id: &OrderId) -> Located {
-        let found = (1..=8_u32)
-            .rev()
-            .find_map(|g| self.repeats.find(id_hash(merchant, id, g)));
+        // The older ones may be forgotten: a gap of a few is not the end.
+        let (mut found, mut newest) = (None, 0);
+        for generation in 1.. {
+            match self.repeats.find(id_hash(merchant, id, generation)) {
+                Some(seq) => (found, newest) = (Some(seq), generation),
+                None if generation >= newest.saturating_add(8) => break,
+                None => {}
+            }
+        }
         let Some(seq) = found else {
             return Located::Unknown;
         };
