@@ -13,6 +13,7 @@ mod limits;
 mod listener;
 mod node;
 mod registry;
+mod scheduled;
 mod secrets;
 mod unknown;
 
