@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use expediter_core::partition::{Load, Loaded};
 use expediter_core::store::{Gate, Ready, StoreBatch};
@@ -12,6 +12,10 @@ use expediter_types::Partition;
 
 /// At most so many changes in one commit.
 const COMMIT_OPS: usize = 2_000;
+/// A commit begins so long after the one before at the earliest, unless it is full or somebody waits
+/// to read. Each one syncs the disk, which the broker may share: a merchant whose every answer is
+/// a change must not slow down the others through it.
+const COMMIT_EVERY: Duration = Duration::from_millis(10);
 
 /// A call on the store, on its thread.
 type Call = Box<dyn FnOnce(&dyn MerchantStore) -> Result<(), StoreError> + Send>;
@@ -34,7 +38,7 @@ pub(crate) struct StoreQueue {
 /// What the thread tells about itself.
 pub(crate) trait StoreWatch: Send + 'static {
     /// A commit of so many changes took so long.
-    fn committed(&self, ops: usize, took: std::time::Duration);
+    fn committed(&self, ops: usize, took: Duration);
     /// The store cannot go on, and neither can the process.
     fn failed(&self, error: StoreError);
 }
@@ -109,6 +113,7 @@ fn run(
     watch: &impl StoreWatch,
 ) -> Result<(), StoreError> {
     let (mut batches, mut callbacks, mut calls) = (Vec::new(), Vec::new(), Vec::new());
+    let mut committed: Option<Instant> = None;
     while let Ok(first) = jobs.recv() {
         let (mut ops, mut stop) = (0, false);
         let mut next = Some(first);
@@ -122,16 +127,23 @@ fn run(
                 Job::Call(call) => calls.push(call),
                 Job::Stop => stop = true,
             }
-            next = if ops < COMMIT_OPS && !stop {
-                jobs.try_recv().ok()
-            } else {
+            next = if ops >= COMMIT_OPS || stop {
                 None
+            } else if calls.is_empty() {
+                // Only changes so far, which nobody waits for.
+                let early = committed.map_or(Duration::ZERO, |at| {
+                    COMMIT_EVERY.saturating_sub(at.elapsed())
+                });
+                jobs.recv_timeout(early).ok()
+            } else {
+                jobs.try_recv().ok()
             };
         }
         if !batches.is_empty() {
             let started = Instant::now();
             store.commit(&batches)?;
             watch.committed(ops, started.elapsed());
+            committed = Some(Instant::now());
             waiting.fetch_sub(ops, Ordering::Relaxed);
             batches.clear();
             for done in callbacks.drain(..) {

@@ -7,6 +7,7 @@
 
 mod args;
 mod figures;
+mod isolation;
 mod measure;
 mod merchants;
 mod outcomes;
@@ -16,6 +17,7 @@ mod publisher;
 mod report;
 mod scratch;
 mod stage;
+mod stage_args;
 
 use std::io::{self, Write as _};
 
@@ -33,6 +35,9 @@ pub(crate) enum Verb {
     /// Forward orders to simulated merchants, and measure
     #[command(after_help = args::EXAMPLES, after_long_help = args::FIGURES)]
     Forward(ForwardArgs),
+    /// Forward orders to merchants that are well, beside merchants in trouble, and compare
+    #[command(after_help = isolation::EXAMPLES, after_long_help = isolation::FIGURES)]
+    Isolation(isolation::IsolationArgs),
     /// The simulated merchants, as a process
     #[command(hide = true)]
     Fleet(merchants::FleetArgs),
@@ -40,35 +45,50 @@ pub(crate) enum Verb {
 
 /// `expediter bench …`
 pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
-    let args = match verb {
+    let (text, faults) = match verb {
         Verb::Fleet(args) => return merchants::serve(args),
-        Verb::Forward(args) => args.checked()?,
-    };
-    // One thread: the publisher shall take little from those that are measured.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the publisher")?;
-    let report = runtime.block_on(forward(args))?;
-    let text = if global.json {
-        report.json()?
-    } else {
-        report.text()
+        Verb::Forward(args) => {
+            let report = alone(forward(args.checked()?))?;
+            let text = if global.json {
+                report.json()?
+            } else {
+                report.text()
+            };
+            (text, report.faults())
+        }
+        Verb::Isolation(args) => {
+            let report = alone(isolation::run(args))?;
+            let text = if global.json {
+                report.json()?
+            } else {
+                report.text()
+            };
+            (text, report.faults())
+        }
     };
     let mut out = io::stdout().lock();
     writeln!(out, "{}", text.trim_end())?;
     out.flush()?;
-    match report.faults() {
+    match faults {
         None => Ok(()),
         Some(faults) => Err(Error::failed(faults)),
     }
+}
+
+/// On one thread: the publisher shall take little from those that are measured.
+fn alone<T>(bench: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the publisher")?;
+    runtime.block_on(bench)
 }
 
 /// All runs; ends early, with everything it started, on SIGINT and SIGTERM.
 async fn forward(args: ForwardArgs) -> Result<Report, Error> {
     let mut stop = StopSignals::new()?;
     let mut runs: Vec<Measured> = Vec::new();
-    let remarks = args.remarks();
+    let remarks = args.stage.remarks();
     remarks.iter().for_each(|remark| note(remark));
     for number in 1..=args.runs {
         let progress = ProgressBar::no_length().with_style(measure::progress_style());

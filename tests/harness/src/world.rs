@@ -180,6 +180,12 @@ impl World {
         self.publisher.clone()
     }
 
+    /// One with a window of its own: what [`World::publisher`] sends does not hold it up.
+    #[must_use]
+    pub fn another_publisher(&self) -> Publisher {
+        Publisher::new(&self.connection, self.ledger.clone())
+    }
+
     /// Publishes so many orders to a merchant and waits for the acknowledgements.
     ///
     /// # Errors

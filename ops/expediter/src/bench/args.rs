@@ -1,11 +1,10 @@
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::value_parser;
-use expediter_fleet::merchants::BENCH_BODY_MIN;
-use expediter_types::{Idempotency, parse_duration};
+use expediter_types::{Idempotency, Merchant, MerchantId, Ordering, parse_duration};
 
-use super::scratch;
+use super::stage::Setup;
+use super::stage_args::StageArgs;
 use crate::cli::Error;
 
 macro_rules! examples {
@@ -78,19 +77,10 @@ pub(crate) struct ForwardArgs {
     /// Orders before them, which are not measured: connections open, memory is claimed
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = value_parser!(u64).range(0..=10_000_000))]
     pub(super) warmup: u64,
-    /// Attempts that the node may have in flight
-    #[arg(long, value_name = "N", default_value_t = 5_000, value_parser = value_parser!(u32).range(1..=1_000_000))]
-    pub(super) in_flight: u32,
     /// Attempts that a merchant may have in flight [default: its share of --in-flight; 1 with
     /// --ordered]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=10_000))]
     pub(super) concurrency: Option<u32>,
-    /// Orders of a merchant that the node holds in memory; the others of a backlog are in its store
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=10_000))]
-    pub(super) mailbox: u32,
-    /// Size of an order's body
-    #[arg(long, value_name = "BYTES", default_value_t = 1_024, value_parser = value_parser!(u32).range(BENCH_BODY_MIN as i64..=900_000))]
-    pub(super) body_bytes: u32,
     /// Publish so many orders a second [default: as fast as it goes]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub(super) rate: Option<u32>,
@@ -100,28 +90,11 @@ pub(crate) struct ForwardArgs {
     /// Whether the merchants take an order twice without harm
     #[arg(long, default_value = "native")]
     pub(super) idempotency: Repeat,
-    /// The broker syncs its disk before each acknowledgement
-    #[arg(long)]
-    pub(super) sync_always: bool,
-    /// Decides which merchant's order comes when
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(super) seed: u64,
     /// Measure so often, each time from nothing
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=100))]
     pub(super) runs: u32,
-    /// A setting of the node, as in its configuration file; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
-    pub(super) set: Vec<(String, String)>,
-    /// nats-server to run [default: the one in PATH, else in .tools/bin]
-    #[arg(long, value_name = "FILE")]
-    pub(super) nats_server: Option<PathBuf>,
-    /// Where the data of broker and node are kept meanwhile, on a disk like that of production
-    /// [default: the system's directory for temporary files]
-    #[arg(long, value_name = "DIR")]
-    pub(super) dir: Option<PathBuf>,
-    /// Keep data and logs of the runs
-    #[arg(long)]
-    pub(super) keep: bool,
+    #[command(flatten)]
+    pub(super) stage: StageArgs,
 }
 
 /// `--idempotency`
@@ -170,33 +143,32 @@ impl ForwardArgs {
         match self.concurrency {
             Some(most) => most,
             None if self.ordered => 1,
-            None => (self.in_flight / self.merchants).clamp(1, 10_000),
+            None => (self.stage.in_flight / self.merchants).clamp(1, 10_000),
         }
     }
 
-    pub(super) fn dir(&self) -> PathBuf {
-        self.dir.clone().unwrap_or_else(std::env::temp_dir)
-    }
-
-    /// What makes figures worth less, for people.
-    pub(super) fn remarks(&self) -> Vec<String> {
-        let mut remarks = Vec::new();
-        if cfg!(debug_assertions) {
-            remarks.push("this is a debug build: its figures say nothing".to_owned());
+    /// `bench-0` and so on.
+    pub(super) fn setup(&self) -> anyhow::Result<Setup<'_>> {
+        let mut merchants = Vec::new();
+        for number in 0..self.merchants {
+            let id = MerchantId::new(&format!("bench-{number}"))?;
+            let mut merchant = Merchant::to(id, "");
+            merchant.group = "bench".to_owned();
+            merchant.adapter.idempotency = self.idempotency.idempotency();
+            // The slowest answer is no failure.
+            merchant.adapter.timeout += self.latency + self.jitter;
+            merchant.limits.concurrency = self.concurrency();
+            merchant.limits.mailbox = self.stage.mailbox;
+            if self.ordered {
+                merchant.limits.ordering = Ordering::Merchant;
+            }
+            merchants.push(merchant);
         }
-        if scratch::in_memory(&self.dir()) {
-            remarks.push(format!(
-                "{} is in memory, not on a disk: choose another with --dir",
-                self.dir().display()
-            ));
-        }
-        remarks
-    }
-}
-
-fn setting(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if key.contains('.') => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("write KEY=VALUE, such as node.shards=1".to_owned()),
+        Ok(Setup {
+            args: &self.stage,
+            merchants,
+            latency: self.latency,
+            jitter: self.jitter,
+        })
     }
 }

@@ -56,7 +56,7 @@ pub(super) async fn run(
     progress: &ProgressBar,
 ) -> anyhow::Result<Measured> {
     progress.set_message("starting");
-    let mut stage = Stage::open(args, number).await?;
+    let mut stage = Stage::open(args.setup()?, number).await?;
     let measured = run_on(&mut stage, args, progress).await;
     let faulty = measured
         .as_ref()
@@ -70,7 +70,7 @@ pub(super) async fn run(
         }
         let kept = stage.keep();
         super::note(&format!("data and logs are kept in {}", kept.display()));
-    } else if args.keep {
+    } else if args.stage.keep {
         super::note(&format!(
             "data and logs are in {}",
             stage.scratch.path().display()
@@ -84,8 +84,8 @@ async fn run_on(
     args: &ForwardArgs,
     progress: &ProgressBar,
 ) -> anyhow::Result<Measured> {
-    let body_bytes = args.body_bytes as usize;
-    let mut publisher = Publisher::new(&stage.connection, &stage.ids, body_bytes, args.seed);
+    let body_bytes = args.stage.body_bytes as usize;
+    let mut publisher = Publisher::new(&stage.connection, &stage.ids, body_bytes, args.stage.seed);
     if args.warmup > 0 {
         progress.set_message("warm-up");
         let sent = deliver(stage, &mut publisher, args, args.warmup, None, progress).await?;

@@ -50,6 +50,22 @@ pub(super) struct Sent {
     pub(super) first_us: u64,
 }
 
+impl Sent {
+    /// What another publisher sent meanwhile.
+    pub(super) fn add(&mut self, other: Self) {
+        self.published += other.published;
+        self.acked += other.acked;
+        let length = self.sequences.len().max(other.sequences.len());
+        self.sequences.resize(length, false);
+        for (acked, others) in self.sequences.iter_mut().zip(other.sequences) {
+            *acked |= others;
+        }
+        self.errors += other.errors;
+        self.first_error = self.first_error.take().or(other.first_error);
+        self.first_us = self.first_us.min(other.first_us);
+    }
+}
+
 impl Publisher {
     pub(super) fn new(
         connection: &Connection,

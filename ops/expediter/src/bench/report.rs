@@ -124,18 +124,19 @@ impl Serialize for Report {
         map.serialize_entry("orders", &args.orders)?;
         map.serialize_entry("warmup", &args.warmup)?;
         map.serialize_entry("merchants", &args.merchants)?;
-        map.serialize_entry("in_flight", &args.in_flight)?;
+        map.serialize_entry("in_flight", &args.stage.in_flight)?;
         map.serialize_entry("concurrency", &args.concurrency())?;
-        map.serialize_entry("mailbox", &args.mailbox)?;
+        map.serialize_entry("mailbox", &args.stage.mailbox)?;
         map.serialize_entry("latency_ms", &(args.latency.as_millis() as u64))?;
         map.serialize_entry("jitter_ms", &(args.jitter.as_millis() as u64))?;
-        map.serialize_entry("body_bytes", &args.body_bytes)?;
+        map.serialize_entry("body_bytes", &args.stage.body_bytes)?;
         map.serialize_entry("rate", &args.rate)?;
         map.serialize_entry("ordered", &args.ordered)?;
         map.serialize_entry("idempotency", args.idempotency.as_str())?;
-        map.serialize_entry("sync_always", &args.sync_always)?;
-        map.serialize_entry("seed", &args.seed)?;
+        map.serialize_entry("sync_always", &args.stage.sync_always)?;
+        map.serialize_entry("seed", &args.stage.seed)?;
         let set: Vec<String> = args
+            .stage
             .set
             .iter()
             .map(|(key, value)| format!("{key}={value}"))

@@ -9,14 +9,14 @@ use anyhow::Context as _;
 use expediter_fleet::merchants::RemoteFleet;
 use expediter_fleet::nats_server::{self, NatsServer};
 use expediter_nats::{ConnectOptions, Connection, Registry, Topology};
-use expediter_types::{Merchant, MerchantId, Ordering, format_duration};
+use expediter_types::{Merchant, MerchantId, format_duration};
 use expediter_wire::registry::Registration;
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use super::args::ForwardArgs;
 use super::probe::{self, Metrics};
 use super::process::{MachineTime, Process, cpu, machine_time};
 use super::scratch::Scratch;
+use super::stage_args::StageArgs;
 
 /// From the start of a process until it says that it listens.
 const START: Duration = Duration::from_secs(30);
@@ -24,6 +24,17 @@ const START: Duration = Duration::from_secs(30);
 const READY: Duration = Duration::from_secs(60);
 /// Registrations that may be under way at once.
 const REGISTERING: usize = 64;
+
+/// What is to be measured.
+pub(super) struct Setup<'a> {
+    pub(super) args: &'a StageArgs,
+    /// Their addresses are filled in.
+    pub(super) merchants: Vec<Merchant>,
+    /// How long each takes to answer, unless it is told otherwise later.
+    pub(super) latency: Duration,
+    /// Up to so much more.
+    pub(super) jitter: Duration,
+}
 
 /// Everything that is measured, running. In the order in which it is to end.
 #[derive(Debug)]
@@ -72,8 +83,9 @@ impl Cpu {
 }
 
 impl Stage {
-    /// Ready to take orders.
-    pub(super) async fn open(args: &ForwardArgs, run: u32) -> anyhow::Result<Self> {
+    /// Ready to take orders. `run` tells the directories of one call apart.
+    pub(super) async fn open(setup: Setup<'_>, run: u32) -> anyhow::Result<Self> {
+        let args = setup.args;
         let scratch = Scratch::new(&args.dir(), run, args.keep)?;
         let broker = NatsServer::start(nats_server::Options {
             binary: args.nats_server.clone(),
@@ -82,13 +94,20 @@ impl Stage {
             ..nats_server::Options::new(scratch.path().join("nats"))
         });
         let broker = broker.await?;
-        let mut merchants = start_merchants(args, scratch.path())?;
+        let mut merchants = start_merchants(&setup, scratch.path())?;
         let fleet_at: SocketAddr = merchants.says("listen", START).await?.parse()?;
         let connect = ConnectOptions::to(&broker.url(), "expediter bench");
         let connection = Connection::open_once(&connect).await?;
         let partitions = expediter_nats::ensure(&connection, &Topology::default()).await?;
-        let ids = register(args, &connection, fleet_at).await?;
-        let mut node = start_node(args, &broker.url(), scratch.path())?;
+        // All merchants are behind one address here; each may keep what it would keep of its own.
+        let idle = setup
+            .merchants
+            .iter()
+            .map(|merchant| merchant.limits.concurrency)
+            .fold(0, u32::saturating_add)
+            .clamp(32, 10_000);
+        let ids = register(setup.merchants, &connection, fleet_at).await?;
+        let mut node = start_node(args, idle, &broker.url(), scratch.path())?;
         let node_at: SocketAddr = node.says("listen", START).await?.parse()?;
         let mut stage = Self {
             connection,
@@ -176,17 +195,17 @@ fn this_program() -> anyhow::Result<Command> {
     Ok(command)
 }
 
-fn start_merchants(args: &ForwardArgs, dir: &Path) -> anyhow::Result<Process> {
+fn start_merchants(setup: &Setup<'_>, dir: &Path) -> anyhow::Result<Process> {
     let mut command = this_program()?;
     command.args(["bench", "fleet", "--judge"]);
-    command.args(["--latency", &format_duration(args.latency)]);
-    command.args(["--jitter", &format_duration(args.jitter)]);
+    command.args(["--latency", &format_duration(setup.latency)]);
+    command.args(["--jitter", &format_duration(setup.jitter)]);
     Process::start("merchants", command, dir.join("merchants.log"))
 }
 
-fn start_node(args: &ForwardArgs, nats: &str, dir: &Path) -> anyhow::Result<Process> {
+fn start_node(args: &StageArgs, idle: u32, nats: &str, dir: &Path) -> anyhow::Result<Process> {
     let file = dir.join("node.toml");
-    let text = node_config(args, nats, &dir.join("node"))?;
+    let text = node_config(args, idle, nats, &dir.join("node"))?;
     std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
     let mut command = this_program()?;
     for (key, value) in &args.set {
@@ -197,12 +216,7 @@ fn start_node(args: &ForwardArgs, nats: &str, dir: &Path) -> anyhow::Result<Proc
     Process::start("node", command, dir.join("node.log"))
 }
 
-fn node_config(args: &ForwardArgs, nats: &str, data: &Path) -> anyhow::Result<String> {
-    // All merchants are behind one address here; each may keep what it would keep of its own.
-    let idle = args
-        .concurrency()
-        .saturating_mul(args.merchants)
-        .clamp(32, 10_000);
+fn node_config(args: &StageArgs, idle: u32, nats: &str, data: &Path) -> anyhow::Result<String> {
     let config = serde_json::json!({
         "node": {
             "name": "bench",
@@ -218,30 +232,23 @@ fn node_config(args: &ForwardArgs, nats: &str, data: &Path) -> anyhow::Result<St
     toml::to_string(&config).context("writing the node's settings")
 }
 
-/// Registers them, as `expediter merchant apply` would; `bench-0` and so on.
+/// Registers them, as `expediter merchant apply` would, each at its place in the fleet.
 async fn register(
-    args: &ForwardArgs,
+    merchants: Vec<Merchant>,
     connection: &Connection,
     fleet: SocketAddr,
 ) -> anyhow::Result<Vec<MerchantId>> {
     let registry = Registry::new(connection);
-    let ids = (0..args.merchants).map(|number| MerchantId::new(&format!("bench-{number}")));
-    let ids: Vec<MerchantId> = ids.collect::<Result<_, _>>()?;
+    let ids = merchants
+        .iter()
+        .map(|merchant| merchant.id.clone())
+        .collect();
     let at = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_millis();
-    let put = |id: &MerchantId| {
-        let mut merchant = Merchant::to(id.clone(), &format!("http://{fleet}/m/{id}/orders"));
-        merchant.group = "bench".to_owned();
-        merchant.adapter.idempotency = args.idempotency.idempotency();
-        // The slowest answer is no failure.
-        merchant.adapter.timeout += args.latency + args.jitter;
-        merchant.limits.concurrency = args.concurrency();
-        merchant.limits.mailbox = args.mailbox;
-        if args.ordered {
-            merchant.limits.ordering = Ordering::Merchant;
-        }
+    let put = |mut merchant: Merchant| {
+        merchant.adapter.url = format!("http://{fleet}/m/{}/orders", merchant.id);
         let registration = Registration {
             merchant,
             actor: "expediter bench".to_owned(),
@@ -251,7 +258,7 @@ async fn register(
         let registry = &registry;
         async move { registry.put(&registration, 0).await }
     };
-    futures::stream::iter(&ids)
+    futures::stream::iter(merchants)
         .map(put)
         .buffer_unordered(REGISTERING)
         .try_for_each(|_revision| std::future::ready(Ok(())))

@@ -36,6 +36,10 @@ pub(super) fn answer(
             shared.clear();
             done(Ok(()))
         }
+        ["times"] if method == Method::DELETE => {
+            shared.clear_times();
+            done(Ok(()))
+        }
         [] if method == Method::PUT => done(behaviour(body).and_then(|b| shared.set_default(b))),
         [id] if get => match shared.known(id) {
             Some(merchant) => json(&merchant.plan().behaviour),

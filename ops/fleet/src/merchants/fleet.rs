@@ -155,6 +155,12 @@ impl FleetHandle {
         self.shared.clear();
     }
 
+    /// Begins the judge's times anew (latencies, arrivals a second, first and last arrival), so that
+    /// they are those of a later part of a flow; its counts of orders go on.
+    pub fn clear_times(&self) {
+        self.shared.clear_times();
+    }
+
     /// Waits until the counts are as `condition` asks; returns whether they were within `deadline`.
     pub async fn wait_until(
         &self,
@@ -282,6 +288,10 @@ impl Shared {
         for merchant in self.merchants() {
             merchant.clear();
         }
+        self.clear_times();
+    }
+
+    pub(super) fn clear_times(&self) {
         for group in self
             .groups
             .read()

@@ -54,6 +54,8 @@ pub struct Tally {
 /// In milliseconds, to three digits; beyond an hour counts as an hour.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
+    /// First arrivals that these are of.
+    pub orders: u64,
     pub p50_ms: f64,
     pub p90_ms: f64,
     pub p99_ms: f64,
@@ -190,6 +192,7 @@ impl Times {
         let ms = |us: u64| us as f64 / 1000.0;
         let at = |quantile| ms(self.latency.value_at_quantile(quantile));
         tally.latency = Some(Latency {
+            orders: self.latency.len(),
             p50_ms: at(0.5),
             p90_ms: at(0.9),
             p99_ms: at(0.99),
@@ -334,6 +337,7 @@ mod tests {
         let mut tally = Tally::default();
         sum.fill(&mut tally);
         let latency = tally.latency.unwrap();
+        assert_eq!(latency.orders, 1500);
         assert!((latency.p50_ms - 1.0).abs() < 0.01, "{latency:?}");
         assert!((latency.p90_ms - 2000.0).abs() < 2.0, "{latency:?}");
         assert_eq!(

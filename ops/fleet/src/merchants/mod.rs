@@ -18,6 +18,7 @@
 //! | `GET /control/arrivals[/<merchant>]` | every [`Arrival`], one JSON object a line |
 //! | `GET /control/verdict` | [`Verdict`] |
 //! | `DELETE /control/records` | forgets all that was recorded; behaviours stay |
+//! | `DELETE /control/times` | the judge's times begin anew; its counts go on |
 //!
 //! Constraints: the hot path (an order that is answered at once) takes two short locks of its own
 //! merchant and no lock that is held for longer; nothing on it grows with the number of merchants.

@@ -63,6 +63,11 @@ impl RemoteFleet {
         self.call("DELETE", "/control/records", "").await.map(drop)
     }
 
+    /// As [`super::FleetHandle::clear_times`].
+    pub async fn clear_times(&self) -> Result<(), Error> {
+        self.call("DELETE", "/control/times", "").await.map(drop)
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         let json = self.call("GET", path, "").await?;
         self.readable(serde_json::from_slice(&json))

@@ -13,6 +13,6 @@ mod shop;
 mod store;
 
 /// Tests of minutes run only when asked for.
-fn long_tests() -> bool {
+pub(crate) fn long_tests() -> bool {
     std::env::var_os("EXPEDITER_LONG").is_some()
 }

@@ -1,9 +1,10 @@
 //! One merchant's trouble is nobody else's.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use expediter_fleet::merchants::{Behaviour, Ending};
+use expediter_fleet::merchants::{Behaviour, Ending, Step};
 use expediter_harness::{Load, NewOrder, World};
 use expediter_types::Idempotency;
 
@@ -106,6 +107,213 @@ async fn troubled_merchants_disturb_no_other() -> Result<()> {
             "{id}: {stats:?}"
         );
     }
+    node.check(&[]).await
+}
+
+/// Healthy merchants, and how many orders a second they get together.
+const HEALTHY: u64 = 20;
+const FLOW: u32 = 200;
+/// Below it other work on the machine decides how long an order takes, not the merchants.
+const NOISE: f64 = 60.0;
+
+/// The flow to healthy merchants, for so long; gives the 99th percentile of the time from publish to
+/// arrival in milliseconds.
+async fn p99(world: &World, wait: Duration) -> Result<f64> {
+    let before = world.ledger.len();
+    let healthy = |n: u64| {
+        let sent = unix_micros();
+        NewOrder::to(&format!("healthy-{}", n % HEALTHY)).body(sent.to_string())
+    };
+    let begun = unix_micros();
+    // A publisher of its own: a flood's window must not hold it up.
+    let load = Load::start(&world.another_publisher(), FLOW, healthy);
+    tokio::time::sleep(wait).await;
+    load.stop().await;
+    let mut open = HashMap::new();
+    for order in world.ledger.accepted() {
+        let body = std::str::from_utf8(&order.body)?;
+        if order.merchant.starts_with("healthy")
+            && let Ok(sent) = body.parse::<u64>()
+            && sent >= begun
+        {
+            open.insert(order.id, sent);
+        }
+    }
+    ensure!(open.len() > 100, "{} of {before}", open.len());
+    let all = open.len();
+    let mut took = Vec::new();
+    let end = Instant::now() + super::SOON;
+    while !open.is_empty() {
+        ensure!(Instant::now() < end, "{} of {all} are stuck", open.len());
+        for merchant in 0..HEALTHY {
+            for arrival in world.fleet.arrivals(&format!("healthy-{merchant}")) {
+                if let Some(sent) = open.remove(&arrival.order_id) {
+                    took.push(arrival.at_us.saturating_sub(sent) as f64 / 1_000.0);
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    took.sort_by(f64::total_cmp);
+    Ok(took[took.len() * 99 / 100])
+}
+
+/// A world with healthy merchants and others that will be in trouble, all of them at 50 ms.
+async fn shop(troubled: &[(&str, u32)]) -> Result<World> {
+    let world = World::with(8).await?;
+    world.fleet.set_default(Behaviour {
+        latency: Duration::from_millis(50),
+        ..Behaviour::default()
+    })?;
+    for n in 0..HEALTHY {
+        world
+            .register(&world.merchant(&format!("healthy-{n}")))
+            .await?;
+    }
+    for (id, concurrency) in troubled {
+        let mut merchant = world.merchant(id);
+        merchant.adapter.timeout = Duration::from_secs(2);
+        merchant.limits.concurrency = *concurrency;
+        world.register(&merchant).await?;
+    }
+    Ok(world)
+}
+
+fn isolated(what: &str, calm: f64, troubled: f64) -> Result<()> {
+    println!("{what}: p99 {troubled:.1} ms, calm {calm:.1} ms");
+    let allowed = (2.0 * calm).max(NOISE);
+    ensure!(
+        troubled <= allowed,
+        "{what}: p99 {troubled:.1} ms, {calm:.1} ms when calm"
+    );
+    Ok(())
+}
+
+/// All that was published arrives once the merchants are well, and nothing is lost.
+async fn recovers(world: &World, troubled: &[(&str, u32)]) -> Result<()> {
+    for (id, _) in troubled {
+        world.fleet.unset(id)?;
+    }
+    let outcomes = world.settled(Duration::from_secs(60)).await?;
+    let mut oracle = world.oracle();
+    for (id, _) in troubled {
+        oracle = oracle.allow_repeats(id);
+    }
+    oracle.judge_with(&outcomes)?;
+    Ok(())
+}
+
+/// The mix of `expediter bench isolation`, small: a fifth of the merchants hangs, fails or refuses,
+/// with growing backlogs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mix_of_trouble_does_not_double_the_latency_of_others() -> Result<()> {
+    let troubled = [
+        ("hung-1", 16),
+        ("hung-2", 16),
+        ("failing", 16),
+        ("limited", 16),
+    ];
+    let world = shop(&troubled).await?;
+    let node = world.node("node").start().await?;
+    p99(&world, Duration::from_secs(1)).await?;
+    let before = p99(&world, Duration::from_secs(3)).await?;
+    world.fleet.set("hung-1", Behaviour::hung())?;
+    world.fleet.set("hung-2", Behaviour::hung())?;
+    world.fleet.set("failing", Behaviour::status(500))?;
+    let wait = Step::status(429).header("retry-after", "1");
+    let limited = Behaviour {
+        headers: wait.headers,
+        ..Behaviour::status(429)
+    };
+    world.fleet.set("limited", limited)?;
+    let trouble = Load::start(&world.publisher(), 40, move |n| {
+        NewOrder::to(troubled[usize::try_from(n).unwrap_or(0) % troubled.len()].0)
+    });
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let beside = p99(&world, Duration::from_secs(4)).await?;
+    trouble.stop().await;
+    recovers(&world, &troubled).await?;
+    let after = p99(&world, Duration::from_secs(3)).await?;
+    isolated("mixed", before.max(after), beside)?;
+    node.check(&[]).await
+}
+
+/// One kind of trouble after the other: hung merchants whose concurrency adds up to twice the
+/// node's, an answer without end, one that comes byte by byte.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_kind_of_trouble_doubles_the_latency_of_others() -> Result<()> {
+    let troubled = [
+        ("hung-1", 200),
+        ("hung-2", 200),
+        ("endless", 16),
+        ("trickle", 16),
+    ];
+    let world = shop(&troubled).await?;
+    let node = world.node("node").set_toml("node.in_flight", "200");
+    let node = node.start().await?;
+    p99(&world, Duration::from_secs(1)).await?;
+    let before = p99(&world, Duration::from_secs(2)).await?;
+    let with = |ending: Ending| Behaviour {
+        ending,
+        body: "x".repeat(4_000),
+        ..Behaviour::default()
+    };
+    let mut figures = Vec::new();
+    for (ids, ending) in [
+        (&["hung-1", "hung-2"][..], Ending::Hang),
+        (&["endless"], Ending::Endless),
+        (&["trickle"], Ending::Trickle(Duration::from_millis(100))),
+    ] {
+        for id in ids {
+            world.fleet.set(id, with(ending))?;
+            world.publish(id, 300).await?;
+        }
+        let beside = p99(&world, Duration::from_secs(3)).await?;
+        figures.push((ids[0], beside));
+        recovers(&world, &troubled).await?;
+    }
+    let after = p99(&world, Duration::from_secs(2)).await?;
+    for (what, beside) in figures {
+        isolated(what, before.max(after), beside)?;
+    }
+    node.check(&[]).await
+}
+
+/// One hung merchant gets as much as the broker takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_a_flood_to_a_hung_merchant_does_not_double_the_latency_of_others() -> Result<()> {
+    if !crate::crash::long_tests() {
+        return Ok(());
+    }
+    let troubled = [("hung", 16)];
+    let world = shop(&troubled).await?;
+    let node = world.node("node").start().await?;
+    p99(&world, Duration::from_secs(1)).await?;
+    let before = p99(&world, Duration::from_secs(10)).await?;
+    world.fleet.set("hung", Behaviour::hung())?;
+    let publisher = world.publisher();
+    let flood = tokio::spawn(async move {
+        let every = Duration::from_millis(10);
+        let mut ticks = tokio::time::interval(every);
+        for _ in 0..3_000 {
+            ticks.tick().await;
+            for _ in 0..100 {
+                publisher.offer(NewOrder::to("hung")).await?;
+            }
+        }
+        publisher.flush().await;
+        anyhow::Ok(())
+    });
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let beside = p99(&world, Duration::from_secs(20)).await?;
+    flood.await??;
+    let rss = node.rss_mib()?;
+    println!("{} orders, {rss:.0} MiB", world.ledger.len());
+    world.fleet.set_default(Behaviour::default())?;
+    world.fleet.unset("hung")?;
+    world.settled(Duration::from_secs(600)).await?;
+    isolated("flood", before, beside)?;
+    ensure!(rss < 400.0, "{rss} MiB");
     node.check(&[]).await
 }
 

@@ -15,6 +15,7 @@ mod node;
 mod notifications;
 mod registry;
 mod room;
+mod scheduled;
 mod secrets;
 mod secure;
 mod unknown;
