@@ -8,7 +8,8 @@
 use std::time::Duration;
 
 use expediter_types::{
-    Answer, AttemptClass, ClosedBecause, DeadReason, Limits, OutcomeKind, Priority, Seq, UnixMillis,
+    Answer, AttemptClass, ClosedBecause, DeadReason, Limits, OutcomeKind, Priority, Rate, Seq,
+    UnixMillis,
 };
 
 mod adaptive;
@@ -130,6 +131,30 @@ pub enum Accepting {
     ClosedUntil(UnixMillis),
     /// One, to find out whether the merchant is back.
     Probe,
+}
+
+/// What keeps the orders of a mailbox waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Nothing waits.
+    Nothing,
+    /// The merchant is closed.
+    Closed,
+    /// All wait behind an order of their key that runs.
+    Key,
+    /// So many attempts run, which is the limit now.
+    Concurrency(u32),
+    Rate(Rate),
+    /// Our own fault a moment ago.
+    Local,
+    /// All were tried before, and the retry budget is used up.
+    Budget,
+    /// Attempts in flight of the whole node.
+    Capacity,
+    /// A limit that merchants share.
+    Shared,
+    /// The owner gives the partition back, or the merchant is held.
+    Halted,
 }
 
 /// How many orders in the mailbox may wait for the retry budget.

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, SpawnHandle};
-use expediter_core::merchant::{Accepting, Closure, Effect, Ended, MerchantMachine, Next, Offer};
+use expediter_core::merchant::{
+    Accepting, Closure, Effect, Ended, MerchantMachine, Next, Offer, Wait,
+};
 use expediter_core::partition::Report;
 use expediter_core::quota::Quotas;
 use expediter_types::{Merchant, MerchantId, Now, Seq};
@@ -71,6 +73,7 @@ struct Stepped {
     permits: Vec<Permit>,
     effects: Vec<Effect>,
     accepting: Accepting,
+    waits: Wait,
 }
 
 pub(crate) struct MerchantActor {
@@ -80,7 +83,7 @@ pub(crate) struct MerchantActor {
     partition: Addr<PartitionActor>,
     capacity: Arc<Capacity>,
     hook: Option<StepHook>,
-    told: Option<Accepting>,
+    told: Option<(Accepting, Wait)>,
     timer: Option<(u64, SpawnHandle)>,
     /// Waits for capacity among those who hold much, and among those who hold little.
     waits: [bool; 2],
@@ -189,6 +192,7 @@ impl MerchantActor {
             permits,
             effects,
             accepting: self.machine.accepting(now),
+            waits: self.machine.waits(now),
         }
     }
 
@@ -258,17 +262,20 @@ impl MerchantActor {
             permits,
             effects,
             accepting,
+            waits,
         } = stepped;
-        if starts.is_empty() && effects.is_empty() && self.told == Some(accepting) {
+        let told = Some((accepting, waits));
+        if starts.is_empty() && effects.is_empty() && self.told == told {
             return;
         }
-        self.told = Some(accepting);
+        self.told = told;
         let report = Report {
             merchant: self.id.clone(),
             incarnation: self.incarnation,
             starts,
             effects,
             accepting,
+            waits,
         };
         let _partition_ended = self
             .partition

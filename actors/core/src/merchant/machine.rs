@@ -11,7 +11,7 @@ use super::budget::Budget;
 use super::limits::{Rates, Ready};
 use super::schedule::Pace;
 use super::select::{Contest, Rank};
-use super::{Accepting, Closure, Effect, Next, Offer, SHORT_CLOSURE, expiry, millis};
+use super::{Accepting, Closure, Effect, Next, Offer, SHORT_CLOSURE, Wait, expiry, millis};
 use crate::quota::Quotas;
 
 #[derive(Debug, Clone, Copy)]
@@ -248,6 +248,43 @@ impl MerchantMachine {
             return self.next(now);
         }
         Next::Start(seq)
+    }
+
+    /// What keeps the mailbox waiting; [`Wait::Capacity`] when nothing of the machine does.
+    #[must_use]
+    pub fn waits(&self, now: Now) -> Wait {
+        if self.slots.len() <= self.running as usize {
+            return Wait::Nothing;
+        }
+        if self.halted {
+            return Wait::Halted;
+        }
+        let concurrency = self.concurrency();
+        match self.closure {
+            Some(closure) if closure.until > now.wall => return Wait::Closed,
+            Some(closure) if closure.because != ClosedBecause::RateLimited && self.running > 0 => {
+                return Wait::Closed;
+            }
+            _ => {}
+        }
+        let rates = self.rates.ready_at(now.mono);
+        if self.ready.is_empty() {
+            Wait::Key
+        } else if self.running >= concurrency {
+            Wait::Concurrency(concurrency)
+        } else if self.paused_until > now.mono {
+            Wait::Local
+        } else if let Some(rate) = rates.holds.filter(|_| rates.at > now.mono) {
+            Wait::Rate(rate)
+        } else if self
+            .ready
+            .next(self.budget.ready_at(now.mono) <= now.mono)
+            .is_none()
+        {
+            Wait::Budget
+        } else {
+            Wait::Capacity
+        }
     }
 
     /// Attempts that may be in flight now.

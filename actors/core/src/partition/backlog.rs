@@ -12,7 +12,7 @@ use super::lanes::Lanes;
 use super::merchants::{Held, Stage};
 use super::writer::Why;
 use super::{Command, Directory, Doubt, PartitionMachine};
-use crate::merchant::{Accepting, Closure, expiry, millis, share_of_repeats};
+use crate::merchant::{Accepting, Closure, Wait, expiry, millis, share_of_repeats};
 use crate::quota::Quotas;
 use crate::store::{Due, Gate, Ready, StoreOp, StoredMerchant};
 use crate::{OrderState, Stored};
@@ -103,6 +103,8 @@ pub(super) struct Backlog {
     /// Manifest the actor runs with; `None`: no actor.
     pub(super) active: Option<Arc<Merchant>>,
     pub(super) accepting: Accepting,
+    /// What keeps the orders in its mailbox waiting.
+    pub(super) waits: Wait,
     pub(super) closure: Option<Closure>,
     /// Orders in the mailbox.
     pub(super) offered: u32,
@@ -160,6 +162,7 @@ impl Backlog {
         Self {
             active: None,
             accepting: Accepting::Open,
+            waits: Wait::Nothing,
             closure: None,
             offered: 0,
             running: 0,

@@ -10,7 +10,7 @@ use expediter_types::{
 use super::backlog::Backlog;
 use super::writer::Why;
 use super::{Command, Directory, Event, PartitionMachine};
-use crate::merchant::{Accepting, Closure, Effect, Ended, Offer, millis};
+use crate::merchant::{Accepting, Closure, Effect, Ended, Offer, Wait, millis};
 use crate::store::StoreOp;
 use crate::{Stored, check_invariant};
 
@@ -26,6 +26,8 @@ pub struct Report {
     pub starts: Vec<(Seq, u32)>,
     pub effects: Vec<Effect>,
     pub accepting: Accepting,
+    /// For those who ask why.
+    pub waits: Wait,
 }
 
 /// An order in a mailbox.
@@ -82,6 +84,7 @@ impl PartitionMachine {
         let gives_back = |e: &&Effect| matches!(e, Effect::Defer { .. } | Effect::Return { .. });
         backlog.returns += report.effects.iter().filter(gives_back).count() as u64;
         backlog.accepting = report.accepting;
+        backlog.waits = report.waits;
         backlog.last_used = now.mono;
         for (seq, number) in report.starts {
             self.on_start(seq, number, now);

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use expediter_core::merchant::{Accepting, Closure, Ended, MerchantMachine, Next, Offer};
+use expediter_core::merchant::{Accepting, Closure, Ended, MerchantMachine, Next, Offer, Wait};
 use expediter_core::partition::Report;
 use expediter_core::quota::Quotas;
 use expediter_types::{AttemptClass, Limits, Merchant, Now, Seq, UnixMillis};
@@ -80,7 +80,7 @@ pub(crate) struct Actor {
     pub(crate) timer: Option<u64>,
     pub(crate) waits: [bool; 2],
     pub(crate) asks: Vec<bool>,
-    told: Option<Accepting>,
+    told: Option<(Accepting, Wait)>,
 }
 
 impl Actor {
@@ -187,11 +187,11 @@ impl Actor {
         }
         let begun = self.advance(places, now);
         let effects = self.machine.take_effects();
-        let accepting = self.machine.accepting(now);
-        if begun.is_empty() && effects.is_empty() && self.told == Some(accepting) {
+        let (accepting, waits) = (self.machine.accepting(now), self.machine.waits(now));
+        if begun.is_empty() && effects.is_empty() && self.told == Some((accepting, waits)) {
             return Stepped::Quiet;
         }
-        self.told = Some(accepting);
+        self.told = Some((accepting, waits));
         let report = Report {
             merchant: self.merchant.id.clone(),
             incarnation: self.incarnation,
@@ -201,6 +201,7 @@ impl Actor {
                 .collect(),
             effects,
             accepting,
+            waits,
         };
         let begun = begun.into_iter().map(|(begun, _)| begun).collect();
         Stepped::Report(Reported {
