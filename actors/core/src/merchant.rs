@@ -60,6 +60,8 @@ pub enum Effect {
     Again { seq: Seq },
     /// The order was asked back before it was sent, and left.
     Withdrawn { seq: Seq },
+    /// The order that just ended is parked, and those that share its key wait for a person.
+    Hold,
     /// The merchant closed or opened.
     Closure(Option<Closure>),
 }
@@ -292,8 +294,11 @@ impl MerchantMachine {
         Next::Start(seq)
     }
 
-    /// The merchant may have the order, and does not remember its key any more.
+    /// The merchant may have the order, and neither remembers its key any more nor can be asked.
     fn forgotten(&self, seq: Seq, now: Now) -> bool {
+        if self.merchant.adapter.idempotency == Idempotency::Lookup {
+            return false;
+        }
         let window = millis(self.merchant.adapter.idempotency_window);
         self.slots.get(&seq).is_some_and(|slot| {
             let first = slot.offer.first_attempt.unwrap_or(now.wall);
@@ -314,6 +319,16 @@ impl MerchantMachine {
         self.limiter.take(now.mono);
         self.running += 1;
         Some(number)
+    }
+
+    /// A look-up before the running attempt said that the merchant has not got the order: what
+    /// former attempts left in doubt is settled. Before [`MerchantMachine::answer`].
+    pub fn absent(&mut self, seq: Seq, number: u32) {
+        if let Some(slot) = self.slots.get_mut(&seq)
+            && slot.running == Some(number)
+        {
+            slot.offer.ambiguous = false;
+        }
     }
 
     /// An attempt ended. `random`: any 64 bits, for the jitter. Stale answers are ignored.
@@ -377,8 +392,8 @@ impl MerchantMachine {
         }
     }
 
-    /// A delivery that may have been received goes again only to a merchant that deduplicates,
-    /// and only while it remembers the key.
+    /// A delivery that may have been received goes again only to a merchant that deduplicates, while
+    /// it remembers the key, or that can be asked first.
     fn try_again(&mut self, offer: Offer, received: bool, counted: bool, now: Now, random: u64) {
         let ambiguous = received || offer.ambiguous;
         let adapter = &self.merchant.adapter;
@@ -389,7 +404,11 @@ impl MerchantMachine {
             .first_attempt
             .unwrap_or(now.wall)
             .saturating_add(millis(adapter.idempotency_window));
-        let repeatable = adapter.idempotency == Idempotency::Native && due < remembered_until;
+        let repeatable = match adapter.idempotency {
+            Idempotency::Native | Idempotency::UniqueRef => due < remembered_until,
+            Idempotency::Lookup => true,
+            Idempotency::None => false,
+        };
         let exhausted = attempts >= self.merchant.retry.max_attempts;
         if ambiguous && (!repeatable || exhausted) {
             self.finish(offer.seq, OutcomeKind::DeadLettered(DeadReason::Ambiguous));
@@ -452,7 +471,15 @@ impl MerchantMachine {
 
     fn finish(&mut self, seq: Seq, kind: OutcomeKind) {
         self.effects.push(Effect::Finish { seq, kind });
-        self.leave(seq);
+        let key = self.slots.get(&seq).and_then(|slot| slot.offer.key);
+        let parked = kind == OutcomeKind::DeadLettered(DeadReason::Ambiguous);
+        if parked && key.is_some() && self.merchant.holds_on_park() {
+            self.effects.push(Effect::Hold);
+            self.note_returned(key);
+            self.leave_with_followers(seq);
+        } else {
+            self.leave(seq);
+        }
     }
 
     /// Forgets an order; the next of its key becomes ready.

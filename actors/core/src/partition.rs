@@ -14,6 +14,7 @@ mod holds;
 mod intake;
 mod lanes;
 mod merchants;
+mod parked;
 mod query;
 mod writer;
 
@@ -36,6 +37,7 @@ pub use cancel::{Cancel, Cancelling};
 pub use drain::Drained;
 pub use holds::Held as HeldBy;
 pub use merchants::Report;
+pub use parked::Released;
 pub use query::{Located, MerchantRow, MerchantState};
 pub use writer::Acked;
 
@@ -125,6 +127,8 @@ pub enum Command {
         number: u32,
         class: expediter_types::AttemptClass,
         retry_after: Option<std::time::Duration>,
+        /// See [`expediter_types::Answer::absent`].
+        absent: bool,
     },
     /// Tell the actor about another manifest.
     Change(Arc<Merchant>),
@@ -139,6 +143,8 @@ pub enum Command {
         merchant: Arc<Merchant>,
         order: Arc<Order>,
         number: u32,
+        /// Only when the merchant, asked first, says that it has not got the order.
+        look_first: bool,
     },
     /// Read from the store, after everything it was told before.
     Load(Load),
@@ -146,6 +152,12 @@ pub enum Command {
     Confirm(MerchantId),
     /// Delete finished orders of this merchant below the sequence from the log.
     Purge { merchant: MerchantId, below: Seq },
+    /// The merchant spoke of a limit that it shares: nothing of that scope goes before the time.
+    CloseScope {
+        kind: expediter_types::LimitScope,
+        id: String,
+        until: UnixMillis,
+    },
     /// For logs and metrics.
     Event(Event),
 }
@@ -226,11 +238,14 @@ pub struct PartitionMachine {
     finishing: HashMap<Seq, Finishing>,
     writer: Writer,
     repeats: Repeats,
+    parked: parked::Parked,
     doubts: HashMap<Seq, Doubt>,
     /// Attempts of unfinished orders, for the mark; bounded.
     attempted: BTreeMap<Seq, AttemptCount>,
     /// What the former owner knew about orders that this store does not have.
     inherited: HashMap<Seq, AttemptCount>,
+    /// This owner began then.
+    claimed_at: UnixMillis,
     /// Orders from before the claim may have been sent by the former owner since this time.
     sent_since: Option<(UnixMillis, UnixMillis)>,
     /// OUTCOMES came back shorter: nobody knows which orders from before were sent.
@@ -329,6 +344,11 @@ impl PartitionMachine {
             doubts.insert(seq, Doubt::Unrepeatable);
             writer.inherit_attempt(merchant, seq, id);
         }
+        let parked = parked::Parked::recovered(
+            recovered.parked,
+            |seq| seq > recovered.low_water && !recovered.finished.contains(seq),
+            |id| repeats.find(id),
+        );
         let mut machine = Self {
             partition,
             stamp: recovered.stamp,
@@ -338,6 +358,7 @@ impl PartitionMachine {
             finishing: HashMap::new(),
             writer,
             repeats,
+            parked,
             doubts,
             attempted: BTreeMap::new(),
             inherited: if trusted {
@@ -349,6 +370,7 @@ impl PartitionMachine {
                     .map(|count| (count.seq, *count))
                     .collect()
             },
+            claimed_at: now.wall,
             sent_since: crashed.then_some((recovered.marked_at, now.wall)),
             outcomes_lost_at: outcomes_lost.then_some(now.wall),
             unknown_since: recovered.unknown_since.into_iter().collect(),
@@ -405,6 +427,11 @@ impl PartitionMachine {
     pub fn wake_all(&mut self, directory: &dyn Directory, now: Now) {
         let mut all: Vec<MerchantId> = self.backlogs.keys().cloned().collect();
         all.sort_unstable();
+        for merchant in self.parked.merchants() {
+            if let Some(manifest) = directory.merchant(&merchant) {
+                self.parked_under(&merchant, Some(&manifest));
+            }
+        }
         for merchant in all {
             self.refill(&merchant, directory, now);
         }

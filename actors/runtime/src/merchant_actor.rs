@@ -26,6 +26,7 @@ pub enum Step {
         number: u32,
         class: AttemptClass,
         retry_after: Option<Duration>,
+        absent: bool,
     },
     Change(Arc<Merchant>),
     Halt,
@@ -171,8 +172,12 @@ impl MerchantActor {
                 number,
                 class,
                 retry_after,
+                absent,
             } => {
                 let random = self.random();
+                if absent {
+                    self.machine.absent(seq, number);
+                }
                 self.machine
                     .answer(seq, number, class, retry_after, now, random);
             }

@@ -67,7 +67,20 @@ pub struct Mark {
     /// Unfinished orders of merchants that nobody registered, and since when an owner with a
     /// current registry knows that.
     pub unknown_since: Vec<(MerchantId, UnixMillis)>,
+    /// Orders that ended as `ambiguous` and that those behind them wait for; by merchant and sequence.
+    pub parked: Vec<ParkedOrder>,
     pub at: UnixMillis,
+}
+
+/// An order that ended as `ambiguous`, to be resolved by a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParkedOrder {
+    pub merchant: MerchantId,
+    pub seq: Seq,
+    pub id: OrderId,
+    pub generation: u32,
+    /// Hash of its ordering key.
+    pub key: Option<u64>,
 }
 
 /// Attempts of one unfinished order.

@@ -18,6 +18,7 @@ pub(crate) enum Step {
         number: u32,
         class: AttemptClass,
         retry_after: Option<Duration>,
+        absent: bool,
     },
     Change(Arc<Merchant>),
     Halt,
@@ -184,8 +185,12 @@ impl Actor {
                 number,
                 class,
                 retry_after,
+                absent,
             } => {
                 let random = env.rng.next();
+                if absent {
+                    self.machine.absent(seq, number);
+                }
                 self.machine
                     .answer(seq, number, class, retry_after, now, random);
             }

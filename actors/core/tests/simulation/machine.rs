@@ -251,7 +251,7 @@ impl Alone {
                     );
                 }
                 Effect::Again { seq } => assert!(self.orders.contains_key(&seq)),
-                Effect::Closure(_) => {}
+                Effect::Hold | Effect::Closure(_) => {}
             }
         }
     }

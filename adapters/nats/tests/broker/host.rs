@@ -141,6 +141,7 @@ impl Host {
             attempts: Vec::new(),
             closed: Vec::new(),
             unknown_since: Vec::new(),
+            parked: Vec::new(),
             at: 7,
         };
         self.publish(partition, Record::Mark(Box::new(mark)))

@@ -79,6 +79,7 @@ fn finished(outcome: &Outcome) -> WireFinished {
         id: outcome.envelope.id.clone(),
         generation: outcome.envelope.generation,
         payload_hash: outcome.payload_hash,
+        key: outcome.envelope.key.clone(),
         kind: Some(outcome.kind),
     }
 }
@@ -96,12 +97,24 @@ fn ids() -> impl Strategy<Value = MerchantId> {
 }
 
 prop_compose! {
+    fn parked()(
+        merchant in ids(),
+        id in "[!-~]{1,128}",
+        (seq, generation) in any::<(u64, u32)>(),
+        key in of(any::<u64>()),
+    ) -> ParkedOrder {
+        ParkedOrder { merchant, seq, id: OrderId::new(&id).unwrap(), generation, key }
+    }
+}
+
+prop_compose! {
     fn marks()(
         (low_water, seen, covers, repeats_from) in any::<(u64, u64, u64, u64)>(),
         finished in vec((any::<u64>(), 1..3000_u64), 0..6),
         attempts in vec(counts(), 0..4),
         closed in vec((ids(), 0..3_usize, 0..=MAX_MILLIS), 0..3),
         unknown_since in vec((ids(), 0..=MAX_MILLIS), 0..3),
+        parked in vec(parked(), 0..3),
         at in 0..=MAX_MILLIS,
     ) -> Mark {
         let causes = [ClosedBecause::RateLimited, ClosedBecause::Suspended, ClosedBecause::Misconfigured];
@@ -114,7 +127,7 @@ prop_compose! {
         }
         Mark {
             low_water, seen, finished: set, covers, repeats_from, attempts,
-            closed: closed.collect(), unknown_since, at,
+            closed: closed.collect(), unknown_since, parked, at,
         }
     }
 }
@@ -275,6 +288,7 @@ fn a_mark(finished: RoaringTreemap) -> Mark {
         attempts: Vec::new(),
         closed: Vec::new(),
         unknown_since: Vec::new(),
+        parked: Vec::new(),
         at: 1_770_000_000_000,
     }
 }

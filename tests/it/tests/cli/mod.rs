@@ -7,6 +7,7 @@ mod demo;
 mod merchants;
 mod orders;
 mod removal;
+mod resolve;
 mod runbooks;
 mod scopes;
 
