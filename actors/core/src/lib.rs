@@ -11,6 +11,7 @@ mod log;
 pub mod merchant;
 mod order;
 pub mod partition;
+pub mod quota;
 pub mod recovery;
 pub mod repeats;
 pub mod store;

@@ -49,8 +49,8 @@ impl OrderState {
 pub struct Stored {
     pub order: Arc<Order>,
     pub state: OrderState,
-    /// When it expires, by the order's own deadline or the merchant's policy at intake. The store
-    /// keeps an index by it.
+    /// When it gives up: the merchant's margin before the order's own deadline or the one of the
+    /// merchant's policy at intake. The store keeps an index by it.
     pub deadline: UnixMillis,
 }
 

@@ -16,17 +16,19 @@ mod lanes;
 mod merchants;
 mod parked;
 mod query;
+mod spent;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use expediter_types::{
-    AttemptCount, Hold, Merchant, MerchantId, Now, Ordering, OutcomeKind, Partition, Seq, Stamp,
-    UnixMillis,
+    AttemptCount, Hold, Merchant, MerchantId, Now, OrderId, Ordering, OutcomeKind, Partition, Seq,
+    Stamp, UnixMillis,
 };
 
-use crate::merchant::{Closure, Offer, millis};
+use crate::merchant::{Closure, Ended, Offer, millis};
+use crate::quota::Quotas;
 use crate::recovery::Recovered;
 use crate::repeats::Repeats;
 use crate::store::{Gate, PartitionMeta, StoreBatch, StoreOp, StoredPartition};
@@ -114,6 +116,8 @@ pub enum Command {
         /// Reports of another incarnation are ignored.
         incarnation: u64,
         limits_since: u64,
+        /// What was spent of its quotas.
+        spent: Quotas,
         closure: Option<Closure>,
         /// Its orders, with the number of the attempt that runs.
         window: Vec<(Offer, Option<u32>)>,
@@ -125,10 +129,7 @@ pub enum Command {
         merchant: MerchantId,
         seq: Seq,
         number: u32,
-        class: expediter_types::AttemptClass,
-        retry_after: Option<std::time::Duration>,
-        /// See [`expediter_types::Answer::absent`].
-        absent: bool,
+        ended: Ended,
     },
     /// Tell the actor about another manifest.
     Change(Arc<Merchant>),
@@ -240,6 +241,9 @@ pub struct PartitionMachine {
     repeats: Repeats,
     parked: parked::Parked,
     doubts: HashMap<Seq, Doubt>,
+    /// Orders of [`Doubt::Unrepeatable`] by id, with the time of the claim: a publisher's repeat from
+    /// before it may stand elsewhere in the log.
+    doubted: HashMap<(MerchantId, OrderId), UnixMillis>,
     /// Attempts of unfinished orders, for the mark; bounded.
     attempted: BTreeMap<Seq, AttemptCount>,
     /// What the former owner knew about orders that this store does not have.
@@ -273,6 +277,9 @@ pub struct PartitionMachine {
     /// What the load of expired orders that is under way may say is out of date for these.
     parked_while_expiring: HashSet<Seq>,
     draining: bool,
+    /// The epoch is over: nothing starts any more.
+    closed: bool,
+    unknown: spent::Unknown,
     running: u32,
     purges: purge::Purges,
     incarnations: u64,
@@ -290,6 +297,7 @@ impl PartitionMachine {
         config: PartitionConfig,
         now: Now,
     ) -> Self {
+        let unknown = spent::Unknown::of(&recovered, now);
         let same_log = stored
             .meta
             .is_none_or(|m| m.incarnation == recovered.stamp.incarnation);
@@ -340,8 +348,10 @@ impl PartitionMachine {
             .map(|seq| (*seq, Doubt::Until(recovered.busy_until)))
             .collect();
         let mut writer = Writer::new(recovered.covers, recovered.repeats_from, now);
+        let mut doubted = HashMap::new();
         for (merchant, seq, id) in recovered.in_flight {
             doubts.insert(seq, Doubt::Unrepeatable);
+            doubted.insert((merchant.clone(), id.clone()), now.wall);
             writer.inherit_attempt(merchant, seq, id);
         }
         let parked = parked::Parked::recovered(
@@ -360,6 +370,7 @@ impl PartitionMachine {
             repeats,
             parked,
             doubts,
+            doubted,
             attempted: BTreeMap::new(),
             inherited: if trusted {
                 HashMap::new()
@@ -394,6 +405,8 @@ impl PartitionMachine {
             expiring: false,
             parked_while_expiring: HashSet::new(),
             draining: false,
+            closed: false,
+            unknown,
             running: 0,
             purges: purge::Purges::default(),
             incarnations: 0,
@@ -408,12 +421,18 @@ impl PartitionMachine {
             let closure = Closure {
                 because: closed.because,
                 until: closed.until,
+                times: closed.times,
             };
             let backlog = machine
                 .backlogs
                 .entry(closed.merchant)
                 .or_insert_with(Backlog::new);
             backlog.closure = Some(closure);
+        }
+        for (merchant, spent) in recovered.spent {
+            let backlog = machine.backlog(&merchant);
+            backlog.quotas.restore(&spent, now);
+            backlog.restored = true;
         }
         if outcomes_lost {
             machine.event(Event::OutcomesLost);
@@ -433,6 +452,9 @@ impl PartitionMachine {
             }
         }
         for merchant in all {
+            if let Some(manifest) = directory.merchant(&merchant) {
+                self.charge(&manifest, now);
+            }
             self.refill(&merchant, directory, now);
         }
     }
@@ -548,16 +570,16 @@ impl PartitionMachine {
         self.commands.push_back(Command::Event(event));
     }
 
-    /// The deadline that counts now: the order's own, or the merchant's policy.
+    /// When the order gives up: so long before its deadline (its own, or the merchant's policy)
+    /// that its publisher can act. Short deadlines keep three quarters of their time.
     fn deadline(order: &Order, merchant: Option<&Merchant>) -> UnixMillis {
-        let policy = merchant.map_or_else(
-            || expediter_types::Retry::default().deadline,
-            |merchant| merchant.retry.deadline,
-        );
+        let unknown = expediter_types::Retry::default;
+        let retry = merchant.map_or_else(unknown, |merchant| merchant.retry.clone());
         let envelope = &order.envelope;
-        envelope
-            .deadline
-            .unwrap_or_else(|| envelope.created.saturating_add(millis(policy)))
+        let policy = envelope.created.saturating_add(millis(retry.deadline));
+        let deadline = envelope.deadline.unwrap_or(policy);
+        let quarter = deadline.saturating_sub(envelope.created) / 4;
+        deadline - quarter.min(millis(retry.margin))
     }
 
     fn key(order: &Order, merchant: &Merchant) -> Option<u64> {
@@ -581,6 +603,7 @@ impl PartitionMachine {
             seq: stored.order.seq,
             key: Self::key(&stored.order, merchant),
             deadline: Self::deadline(&stored.order, Some(merchant)),
+            priority: stored.order.envelope.priority,
             attempts: stored.state.attempts,
             first_attempt: stored.state.first_attempt,
             ambiguous: stored.state.ambiguous,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use expediter_types::{
     AttemptCount, AttemptMark, Claim, ClaimState, ClosedMerchant, Incarnation, Mark, MerchantId,
-    OrderId, ParkedOrder, Seq, Stamp, UnixMillis,
+    OrderId, ParkedOrder, Seq, SpentQuota, Stamp, UnixMillis,
 };
 use roaring::RoaringTreemap;
 
@@ -70,8 +70,13 @@ pub struct Recovered {
     pub unknown_since: Vec<(MerchantId, UnixMillis)>,
     /// Orders that wait for a person, as far as nobody wrote down that one resolved them.
     pub parked: Vec<ParkedOrder>,
+    pub spent: Vec<(MerchantId, Vec<SpentQuota>)>,
+    /// What was sent then is in `spent` only of the merchants named there.
+    pub unknown: Vec<(UnixMillis, UnixMillis)>,
     /// Time of the newest mark; 0 without one.
     pub marked_at: UnixMillis,
+    /// Nothing was sent after it.
+    pub marked_last: bool,
     /// Unrepeatable attempts that were in flight and have no outcome: ambiguous.
     pub in_flight: Vec<(MerchantId, Seq, OrderId)>,
     /// Released by its owner with these still running; not attempted before the time.
@@ -174,6 +179,11 @@ impl Recovery {
     fn claimed(&mut self, seq: Seq, claim: &Claim) {
         if seq == self.token {
             self.reached = true;
+        } else if claim.state == ClaimState::Held
+            && let Some((_, mark)) = &mut self.state.mark
+        {
+            // Whoever held it may have sent something.
+            mark.last = false;
         }
         if claim.incarnation.counter > self.state.incarnation.counter {
             // Messages above the cut are others now: nothing said of them before counts.
@@ -277,6 +287,14 @@ impl Recovery {
             }) => *epoch,
             Some(_) => self.claim.replaces,
         };
+        let marked_last = state.mark.as_ref().is_some_and(|(_, mark)| mark.last);
+        let (spent, unknown) = match &mut state.mark {
+            Some((_, mark)) => (
+                std::mem::take(&mut mark.spent),
+                std::mem::take(&mut mark.unknown),
+            ),
+            None => Default::default(),
+        };
         let (marked_at, repeats_from, attempts, closed, unknown_since) = match state.mark {
             Some((_, mark)) => (
                 mark.at,
@@ -308,7 +326,10 @@ impl Recovery {
             closed,
             unknown_since,
             parked: state.parked.into_values().collect(),
+            spent,
+            unknown,
             marked_at,
+            marked_last,
             in_flight,
             running,
             busy_until: state.busy_until,

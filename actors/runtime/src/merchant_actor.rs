@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, SpawnHandle};
-use expediter_core::merchant::{Accepting, Closure, Effect, MerchantMachine, Next, Offer};
+use expediter_core::merchant::{Accepting, Closure, Effect, Ended, MerchantMachine, Next, Offer};
 use expediter_core::partition::Report;
-use expediter_types::{AttemptClass, Merchant, MerchantId, Now, Seq};
+use expediter_core::quota::Quotas;
+use expediter_types::{Merchant, MerchantId, Now, Seq};
 
 use crate::capacity::{Capacity, Permit};
 use crate::clock::Clock;
@@ -24,9 +25,7 @@ pub enum Step {
     Answer {
         seq: Seq,
         number: u32,
-        class: AttemptClass,
-        retry_after: Option<Duration>,
-        absent: bool,
+        ended: Ended,
     },
     Change(Arc<Merchant>),
     Halt,
@@ -53,6 +52,7 @@ pub(crate) struct Start {
     pub(crate) merchant: Arc<Merchant>,
     pub(crate) incarnation: u64,
     pub(crate) limits_since: u64,
+    pub(crate) spent: Quotas,
     pub(crate) closure: Option<Closure>,
     pub(crate) window: Vec<(Offer, Option<u32>)>,
 }
@@ -94,11 +94,12 @@ impl MerchantActor {
             merchant,
             incarnation,
             limits_since,
+            spent,
             closure,
             window,
         } = start;
         let id = merchant.id.clone();
-        let mut machine = MerchantMachine::new(merchant, limits_since, closure);
+        let mut machine = MerchantMachine::new(merchant, limits_since, spent, closure);
         for (offer, running) in window {
             machine.offer(offer);
             if let Some(number) = running {
@@ -167,23 +168,13 @@ impl MerchantActor {
         let woken = matches!(step, Step::Capacity { .. });
         match step {
             Step::Offer(offer) => self.machine.offer(offer),
-            Step::Answer {
-                seq,
-                number,
-                class,
-                retry_after,
-                absent,
-            } => {
+            Step::Answer { seq, number, ended } => {
                 let random = self.random();
-                if absent {
-                    self.machine.absent(seq, number);
-                }
-                self.machine
-                    .answer(seq, number, class, retry_after, now, random);
+                self.machine.answer(seq, number, ended, now, random);
             }
             Step::Change(merchant) => self.machine.change(merchant, now),
             Step::Halt => self.machine.halt(),
-            Step::Withdraw(seq) => self.machine.withdraw(seq),
+            Step::Withdraw(seq) => self.machine.take_back(seq),
             Step::Poke => {}
             Step::Capacity { small } => self.waits[usize::from(small)] = false,
         }

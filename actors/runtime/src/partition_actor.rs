@@ -312,6 +312,7 @@ impl PartitionActor {
                 merchant,
                 incarnation,
                 limits_since,
+                spent,
                 closure,
                 window,
             } => {
@@ -320,6 +321,7 @@ impl PartitionActor {
                     merchant,
                     incarnation,
                     limits_since,
+                    spent,
                     closure,
                     window,
                 };
@@ -341,17 +343,9 @@ impl PartitionActor {
                 merchant,
                 seq,
                 number,
-                class,
-                retry_after,
-                absent,
+                ended,
             } => {
-                let step = Step::Answer {
-                    seq,
-                    number,
-                    class,
-                    retry_after,
-                    absent,
-                };
+                let step = Step::Answer { seq, number, ended };
                 self.tell(&merchant, step, ctx);
             }
             Command::Change(merchant) => {
@@ -423,10 +417,18 @@ impl PartitionActor {
             Event::Closed { merchant, closure } => {
                 let because = closure.because.as_str();
                 match closure.because {
-                    expediter_types::ClosedBecause::RateLimited => {
+                    ClosedBecause::RateLimited => {
                         tracing::debug!(%partition, %merchant, because, "merchant closed");
                     }
-                    _ => tracing::warn!(
+                    // Each failed probe opens it again: only the first time is news.
+                    ClosedBecause::Breaker if closure.times > 1 => {
+                        tracing::debug!(%partition, %merchant, because, "merchant still fails");
+                    }
+                    ClosedBecause::Breaker => tracing::info!(
+                        %partition, %merchant, because,
+                        "merchant fails: its orders are kept, it is probed until it takes one"
+                    ),
+                    ClosedBecause::Suspended | ClosedBecause::Misconfigured => tracing::warn!(
                         %partition, %merchant, because,
                         "merchant closed: its orders are kept, it is probed once a minute"
                     ),

@@ -1,5 +1,7 @@
 //! What an owner writes to OUTCOMES, as values; their bytes are `wire`'s business.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use roaring::RoaringTreemap;
 
@@ -69,6 +71,12 @@ pub struct Mark {
     pub unknown_since: Vec<(MerchantId, UnixMillis)>,
     /// Orders that ended as `ambiguous` and that those behind them wait for; by merchant and sequence.
     pub parked: Vec<ParkedOrder>,
+    /// What merchants were sent that still counts for their quotas.
+    pub spent: Vec<(MerchantId, Vec<SpentQuota>)>,
+    /// From when to when nobody knows what was sent: for merchants that `spent` does not name.
+    pub unknown: Vec<(UnixMillis, UnixMillis)>,
+    /// No attempt started after it in this epoch.
+    pub last: bool,
     pub at: UnixMillis,
 }
 
@@ -81,6 +89,14 @@ pub struct ParkedOrder {
     pub generation: u32,
     /// Hash of its ordering key.
     pub key: Option<u64>,
+}
+
+/// What was spent of a rate with a long period.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpentQuota {
+    pub period: Duration,
+    /// So many orders, none later than the time; oldest first.
+    pub spent: Vec<(UnixMillis, u64)>,
 }
 
 /// Attempts of one unfinished order.
@@ -140,6 +156,8 @@ pub struct ClosedMerchant {
     pub because: ClosedBecause,
     /// Opens again (rate limited) or is probed (else).
     pub until: UnixMillis,
+    /// How often in a row the circuit breaker opened; 0 for other causes.
+    pub times: u32,
 }
 
 /// `attempt.<p>.<merchant>`: the unrepeatable attempts in flight, written before they leave.

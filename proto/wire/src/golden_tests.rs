@@ -1,5 +1,7 @@
 //! Every format against the bytes under `vectors/`. They are frozen: a change here is a new `v`.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use expediter_types::*;
 use serde_json::Value;
@@ -322,6 +324,7 @@ fn mark() -> Mark {
         merchant: MerchantId::new(name).unwrap(),
         because,
         until: AT + 1000,
+        times: 0,
     };
     Mark {
         low_water: 1001,
@@ -340,6 +343,9 @@ fn mark() -> Mark {
         ],
         unknown_since: vec![(MerchantId::new("bowsers").unwrap(), AT - 2000)],
         parked: Vec::new(),
+        spent: Vec::new(),
+        unknown: Vec::new(),
+        last: false,
         at: AT,
     }
 }
@@ -374,6 +380,37 @@ fn marks_with_parked_orders() {
     };
     let expected = vector!("mark-parked.json");
     same(&encode_mark(stamp(), &mark).unwrap().commit, &expected);
+    for bytes in [expected.clone(), with_unknown_fields(&expected)] {
+        assert_eq!(decode_mark(&bytes, &[]).unwrap(), (stamp(), mark.clone()));
+    }
+}
+
+#[test]
+fn marks_with_quotas_and_an_open_breaker() {
+    let merchant = MerchantId::new("luigis").unwrap();
+    let spent = |period_s, spent: &[(UnixMillis, u64)]| SpentQuota {
+        period: Duration::from_secs(period_s),
+        spent: spent.to_vec(),
+    };
+    let quotas = vec![
+        spent(60, &[(AT - 20_000, 7), (AT, 1)]),
+        spent(900, &[(AT, 812)]),
+    ];
+    let mut mark = Mark {
+        finished: roaring::RoaringTreemap::new(),
+        attempts: Vec::new(),
+        unknown_since: Vec::new(),
+        spent: vec![(merchant, quotas)],
+        unknown: vec![(AT - 90_000, AT - 80_000)],
+        last: true,
+        ..mark()
+    };
+    mark.closed.truncate(1);
+    mark.closed[0].because = ClosedBecause::Breaker;
+    mark.closed[0].times = 3;
+    let expected = vector!("mark-quotas.json");
+    let whole = encode_mark(stamp(), &mark).unwrap();
+    same(&whole.commit, &expected);
     for bytes in [expected.clone(), with_unknown_fields(&expected)] {
         assert_eq!(decode_mark(&bytes, &[]).unwrap(), (stamp(), mark.clone()));
     }

@@ -12,7 +12,8 @@ use super::lanes::Lanes;
 use super::merchants::{Held, Stage};
 use super::writer::Why;
 use super::{Command, Directory, Doubt, PartitionMachine};
-use crate::merchant::{Accepting, Closure, expiry, millis};
+use crate::merchant::{Accepting, Closure, expiry, millis, share_of_repeats};
+use crate::quota::Quotas;
 use crate::store::{Due, Gate, Ready, StoreOp, StoredMerchant};
 use crate::{OrderState, Stored};
 
@@ -144,6 +145,12 @@ pub(super) struct Backlog {
     pub(super) last_used: u64,
     /// Nothing of the rate was available then, by the monotonic clock.
     pub(super) limits_since: u64,
+    /// What was spent of its quotas, by the starts that the partition heard of.
+    pub(super) quotas: Quotas,
+    /// What nobody knows from before this epoch is in `quotas`.
+    pub(super) charged: bool,
+    /// A mark knew what was spent.
+    pub(super) restored: bool,
     pub(super) finished_since_purge: u64,
     pub(super) stats: super::query::Stats,
 }
@@ -177,6 +184,9 @@ impl Backlog {
             panics: VecDeque::new(),
             last_used: 0,
             limits_since: 0,
+            quotas: Quotas::default(),
+            charged: false,
+            restored: false,
             finished_since_purge: 0,
             stats: super::query::Stats::default(),
         }
@@ -260,8 +270,12 @@ impl Backlog {
         let full = limits.mailbox.max(limits.concurrency);
         let spare = full.saturating_sub(limits.concurrency);
         match self.accepting {
-            Accepting::Open if self.lanes.urgent() => self.room(merchant) > 0,
-            Accepting::Open => self.room(merchant) >= (full / 2).min(spare).max(1),
+            Accepting::Open | Accepting::Short | Accepting::Fresh if self.lanes.urgent() => {
+                self.room(merchant) > 0
+            }
+            Accepting::Open | Accepting::Short | Accepting::Fresh => {
+                self.room(merchant) >= (full / 2).min(spare).max(1)
+            }
             Accepting::ClosedUntil(_) | Accepting::Probe => self.room(merchant) > 0,
         }
     }
@@ -270,7 +284,7 @@ impl Backlog {
         let limits = &merchant.limits;
         let full = limits.mailbox.max(limits.concurrency);
         let room = match self.accepting {
-            Accepting::Open => full,
+            Accepting::Open | Accepting::Short | Accepting::Fresh => full,
             Accepting::ClosedUntil(_) => 0,
             Accepting::Probe => 1,
         };
@@ -327,7 +341,7 @@ impl PartitionMachine {
             .get(&merchant.id)
             .is_some_and(|b| b.active.is_none());
         if inactive {
-            self.activate(merchant);
+            self.activate(merchant, now);
         }
         let Some(backlog) = self.backlogs.get_mut(&merchant.id) else {
             return;
@@ -453,7 +467,7 @@ impl PartitionMachine {
                     Accepting::Open
                 };
             }
-            Accepting::Open | Accepting::Probe => {}
+            Accepting::Open | Accepting::Short | Accepting::Fresh | Accepting::Probe => {}
         }
         if !backlog.wants_load(&merchant) {
             return;
@@ -493,7 +507,10 @@ impl PartitionMachine {
                 self.timers.insert((due, id.clone()));
                 return;
             }
-        } else if let Some(due) = backlog.next_due {
+        } else if let Some(due) = backlog.next_due
+            // Those that were tried before wait in the store when the mailbox has enough of them.
+            && (backlog.accepting != Accepting::Fresh || due > now.wall)
+        {
             if due <= now.wall && ordered && backlog.due_above == Some(ledger_seen) {
                 self.gated.insert(id.clone());
             } else if due <= now.wall {
@@ -501,6 +518,10 @@ impl PartitionMachine {
                 backlog.next_due = None;
                 backlog.due_above = None;
                 // Orders in the mailbox may come back from the index; they are skipped.
+                let room = match backlog.accepting {
+                    Accepting::Short => room.min(share_of_repeats(&merchant.limits) as usize),
+                    _ => room,
+                };
                 let limit = room + (backlog.offered + backlog.finishing) as usize;
                 let load = Load::Due {
                     merchant: id.clone(),
@@ -894,6 +915,12 @@ impl PartitionMachine {
             return false;
         }
         let unrepeatable = adapter.idempotency == Idempotency::None;
+        let envelope = &stored.order.envelope;
+        let id = (envelope.merchant.clone(), envelope.id.clone());
+        if unrepeatable && self.doubted.get(&id).is_some_and(|at| created < *at) {
+            stored.state.ambiguous = true;
+            return true;
+        }
         if unrepeatable && self.outcomes_lost_at.is_some_and(|at| created < at) {
             stored.state.ambiguous = true;
             return true;

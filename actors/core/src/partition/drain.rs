@@ -42,6 +42,7 @@ impl PartitionMachine {
     /// still runs is given up as ambiguous.
     pub fn close(&mut self, now: Now) -> Drained {
         self.drain();
+        self.closed = true;
         let mut running: Vec<Seq> = Vec::new();
         for held in self.window.values_mut() {
             let seq = held.stored.order.seq;

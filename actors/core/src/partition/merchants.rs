@@ -10,7 +10,7 @@ use expediter_types::{
 use super::backlog::Backlog;
 use super::writer::Why;
 use super::{Command, Directory, Event, PartitionMachine};
-use crate::merchant::{Accepting, Closure, Effect, Offer, millis};
+use crate::merchant::{Accepting, Closure, Effect, Ended, Offer, millis};
 use crate::store::StoreOp;
 use crate::{Stored, check_invariant};
 
@@ -98,6 +98,10 @@ impl PartitionMachine {
     }
 
     fn on_start(&mut self, seq: Seq, number: u32, now: Now) {
+        if self.closed {
+            // It is in the store, and the last mark says that nothing starts after it.
+            return;
+        }
         let Some(held) = self.window.get_mut(&seq) else {
             return;
         };
@@ -120,6 +124,7 @@ impl PartitionMachine {
             self.commands
                 .push_back(Command::Event(Event::FirstStart { waited_ms }));
         }
+        backlog.quotas.take(now.mono);
         backlog.running += 1;
         self.running += 1;
         self.cancelling.remove(&seq);
@@ -180,9 +185,10 @@ impl PartitionMachine {
             return;
         }
         let id = held.stored.order.envelope.merchant.clone();
-        let (class, retry_after, absent) = (answer.class, answer.retry_after, answer.absent);
+        let ended = Ended::of(&answer);
+        let retry_after = answer.retry_after;
         // What former attempts left in doubt is settled.
-        held.stored.state.ambiguous &= !absent;
+        held.stored.state.ambiguous &= !answer.absent;
         held.stage = Stage::Answered {
             number,
             at,
@@ -202,18 +208,16 @@ impl PartitionMachine {
         {
             backlog.stats.answered(answer, now);
         }
-        let ended = backlog.quarantined || backlog.condemned.is_some();
+        let idle = backlog.quarantined || backlog.condemned.is_some();
         if backlog.active.is_some() {
             self.commands.push_back(Command::Answer {
                 merchant: id,
                 seq,
                 number,
-                class,
-                retry_after,
-                absent,
+                ended,
             });
-        } else if let Some(merchant) = directory.merchant(&id).filter(|_| !ended) {
-            self.activate(&merchant);
+        } else if let Some(merchant) = directory.merchant(&id).filter(|_| !idle) {
+            self.activate(&merchant, now);
         } else {
             self.decide_alone(seq, now);
             self.refill(&id, directory, now);
@@ -452,7 +456,8 @@ impl PartitionMachine {
 
     /// Starts the merchant's actor with all it holds: what waits in its mailbox, the attempts that
     /// run, the answers that nobody decided yet.
-    pub(super) fn activate(&mut self, merchant: &Arc<Merchant>) {
+    pub(super) fn activate(&mut self, merchant: &Arc<Merchant>, now: Now) {
+        self.charge(merchant, now);
         let epoch_since = self.limits_since;
         let Some(backlog) = self.backlogs.get_mut(&merchant.id) else {
             return;
@@ -462,6 +467,7 @@ impl PartitionMachine {
         backlog.returns = 0;
         backlog.active = Some(Arc::clone(merchant));
         let limits_since = backlog.limits_since.max(epoch_since);
+        let spent = backlog.quotas.clone();
         let (incarnation, closure) = (backlog.incarnation, backlog.closure);
         let mut window: Vec<(Offer, Option<u32>)> = Vec::new();
         let mut answers = Vec::new();
@@ -477,9 +483,7 @@ impl PartitionMachine {
                         merchant: merchant.id.clone(),
                         seq: order.seq,
                         number: *number,
-                        class: answer.class,
-                        retry_after: answer.retry_after,
-                        absent: answer.absent,
+                        ended: Ended::of(answer),
                     });
                 }
             }
@@ -488,6 +492,7 @@ impl PartitionMachine {
             merchant: Arc::clone(merchant),
             incarnation,
             limits_since,
+            spent,
             closure,
             window,
         });
@@ -552,7 +557,7 @@ impl PartitionMachine {
             .get(&merchant.id)
             .is_some_and(|b| b.offered > 0);
         if holds {
-            self.activate(merchant);
+            self.activate(merchant, now);
         }
     }
 
@@ -607,6 +612,7 @@ impl PartitionMachine {
                     }
                     Some(_) => {
                         backlog.active = Some(Arc::clone(&new));
+                        backlog.quotas.change(&new.limits.rates);
                         self.commands.push_back(Command::Change(new));
                     }
                     None => {
@@ -662,9 +668,8 @@ impl PartitionMachine {
             if backlog.active.take().is_some() {
                 idle.push(id.clone());
             }
-            backlog
-                .closure
-                .is_some_and(|closure| closure.until > now.wall)
+            let closed = backlog.closure.is_some_and(|c| c.until > now.wall);
+            closed || !backlog.quotas.is_unspent(now.mono)
         });
         idle.sort_unstable();
         self.commands.extend(idle.into_iter().map(Command::Release));

@@ -9,6 +9,7 @@ use expediter_types::{
 };
 
 use super::{Directory, Event, Finishing, PartitionConfig, PartitionMachine};
+use crate::merchant::Closure;
 use crate::store::StoreOp;
 use crate::{Stored, check_invariant, key_hash};
 
@@ -395,11 +396,16 @@ impl PartitionMachine {
         let repeats_from = history.front().map_or(0, |(_, seq)| *seq);
         let closed = self.backlogs.iter().filter_map(|(merchant, backlog)| {
             let closure = backlog.closure.filter(|closure| closure.until > now.wall)?;
-            let (because, until) = (closure.because, closure.until);
+            let Closure {
+                because,
+                until,
+                times,
+            } = closure;
             Some(ClosedMerchant {
                 merchant: merchant.clone(),
                 because,
                 until,
+                times,
             })
         });
         let mut closed: Vec<ClosedMerchant> = closed.collect();
@@ -414,6 +420,9 @@ impl PartitionMachine {
             attempts: self.attempted.values().copied().collect(),
             unknown_since: self.unknown_since.clone().into_iter().collect(),
             parked: self.parked.all(),
+            spent: self.spent(now),
+            unknown: self.unknown.all(now),
+            last: self.closed,
             at: now.wall,
         };
         let purge = self.purge_at_mark(seen);

@@ -95,6 +95,9 @@ fn mark(seq: Seq, stamp: Stamp, low_water: Seq, finished: &[Seq], covers: Seq) -
         closed: Vec::new(),
         unknown_since: Vec::new(),
         parked: Vec::new(),
+        spent: Vec::new(),
+        unknown: Vec::new(),
+        last: false,
         at: 777,
     };
     entry(seq, EntryBody::Mark(stamp, Box::new(mark)))

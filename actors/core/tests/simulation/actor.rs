@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use expediter_core::merchant::{Accepting, Closure, MerchantMachine, Next, Offer};
+use expediter_core::merchant::{Accepting, Closure, Ended, MerchantMachine, Next, Offer};
 use expediter_core::partition::Report;
+use expediter_core::quota::Quotas;
 use expediter_types::{AttemptClass, Limits, Merchant, Now, Seq, UnixMillis};
 
 use crate::env::{Env, Plant};
@@ -13,20 +14,12 @@ use crate::env::{Env, Plant};
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
     Offer(Offer),
-    Answer {
-        seq: Seq,
-        number: u32,
-        class: AttemptClass,
-        retry_after: Option<Duration>,
-        absent: bool,
-    },
+    Answer { seq: Seq, number: u32, ended: Ended },
     Change(Arc<Merchant>),
     Halt,
     Withdraw(Seq),
     Poke,
-    Capacity {
-        small: bool,
-    },
+    Capacity { small: bool },
     Release,
 }
 
@@ -95,6 +88,7 @@ impl Actor {
         merchant: Arc<Merchant>,
         incarnation: u64,
         limits_since: u64,
+        spent: Quotas,
         closure: Option<Closure>,
         window: Vec<(Offer, Option<u32>)>,
         env: &Env,
@@ -103,7 +97,7 @@ impl Actor {
             Some(Plant::ForgetLimits) => 0,
             _ => limits_since,
         };
-        let mut machine = MerchantMachine::new(Arc::clone(&merchant), limits_since, closure);
+        let mut machine = MerchantMachine::new(Arc::clone(&merchant), limits_since, spent, closure);
         for (offer, running) in window {
             machine.offer(planted(offer, env));
             if let Some(number) = running {
@@ -152,12 +146,10 @@ impl Actor {
             return Stepped::Panicked { answering };
         }
         let asked_to_wait = match &step {
-            Step::Answer {
-                class, retry_after, ..
-            } if *class == AttemptClass::RateLimited => {
-                Some(retry_after.unwrap_or(Duration::from_secs(1)))
+            Step::Answer { ended, .. } if ended.class == AttemptClass::RateLimited => {
+                Some(ended.retry_after.unwrap_or(Duration::from_secs(1)))
             }
-            Step::Answer { retry_after, .. } => *retry_after,
+            Step::Answer { ended, .. } => ended.retry_after,
             _ => None,
         };
         let now = env.now();
@@ -180,26 +172,16 @@ impl Actor {
         let now = env.now();
         match step {
             Step::Offer(offer) => self.machine.offer(planted(offer, env)),
-            Step::Answer {
-                seq,
-                number,
-                class,
-                retry_after,
-                absent,
-            } => {
+            Step::Answer { seq, number, ended } => {
                 let random = env.rng.next();
-                if absent {
-                    self.machine.absent(seq, number);
-                }
-                self.machine
-                    .answer(seq, number, class, retry_after, now, random);
+                self.machine.answer(seq, number, ended, now, random);
             }
             Step::Change(merchant) => {
                 self.merchant = Arc::clone(&merchant);
                 self.machine.change(merchant, now);
             }
             Step::Halt => self.machine.halt(),
-            Step::Withdraw(seq) => self.machine.withdraw(seq),
+            Step::Withdraw(seq) => self.machine.take_back(seq),
             Step::Capacity { small } => self.waits[usize::from(small)] = false,
             Step::Poke | Step::Release => {}
         }
@@ -241,6 +223,7 @@ impl Actor {
                         }
                         break;
                     }
+                    crate::machine::judge_start(&self.machine, now);
                     let Some(number) = self.machine.start(seq, now) else {
                         break;
                     };

@@ -29,6 +29,8 @@ pub(crate) enum Plant {
     IgnoreLease,
     /// Limiters begin full.
     ForgetLimits,
+    /// The new owner does not know what was spent of the quotas.
+    ForgetSpent,
     /// The new owner does not read what its predecessor finished.
     ForgetFinished,
     /// A running attempt is started a second time.

@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use expediter_core::merchant::{Effect, MerchantMachine, Next, Offer};
-use expediter_types::{AttemptClass, Idempotency, Merchant, Now, OutcomeKind, Seq};
+use expediter_core::merchant::{Closure, Effect, Ended, MerchantMachine, Next, Offer};
+use expediter_core::quota::Quotas;
+use expediter_types::{
+    AttemptClass, ClosedBecause, Idempotency, Merchant, Now, OutcomeKind, Priority, Seq,
+};
 
 use crate::plan::Plan;
 use crate::rng::Rng;
@@ -27,6 +30,8 @@ struct Alone {
     next_seq: Seq,
     gone: BTreeSet<Seq>,
     halted: bool,
+    /// In a row, as far as this machine knows.
+    failures: u32,
 }
 
 impl Alone {
@@ -38,7 +43,8 @@ impl Alone {
             mono: 5_000_000,
             wall: 1_700_000_000_000,
         };
-        let machine = MerchantMachine::new(Arc::clone(&merchant), now.mono, None);
+        let machine =
+            MerchantMachine::new(Arc::clone(&merchant), now.mono, Quotas::default(), None);
         let (orders, gone) = (BTreeMap::new(), BTreeSet::new());
         Self {
             rng,
@@ -49,6 +55,7 @@ impl Alone {
             next_seq: 100,
             gone,
             halted: false,
+            failures: 0,
         }
     }
 
@@ -87,6 +94,7 @@ impl Alone {
             seq,
             key: self.rng.chance(700).then(|| self.rng.below(3)),
             deadline: self.now.wall + self.rng.skewed(120_000),
+            priority: *self.rng.pick(&Priority::ALL),
             attempts: self.rng.below(3) as u32,
             first_attempt: None,
             ambiguous: false,
@@ -112,9 +120,13 @@ impl Alone {
         // A stale answer changes nothing.
         if self.rng.chance(50) {
             let stale = number + 1;
-            self.machine
-                .answer(seq, stale, AttemptClass::Delivered, None, self.now, 0);
-            return;
+            let ended = Ended {
+                class: AttemptClass::Delivered,
+                retry_after: None,
+                absent: false,
+                took: Duration::ZERO,
+            };
+            return self.machine.answer(seq, stale, ended, self.now, 0);
         }
         let class = match self.rng.chance(500) {
             true => AttemptClass::Delivered,
@@ -124,11 +136,38 @@ impl Alone {
             .rng
             .chance(30)
             .then(|| Duration::from_millis(self.rng.skewed(60_000)));
+        let timeout = self.merchant.adapter.timeout.as_micros() as u64;
+        let ended = Ended {
+            class,
+            retry_after,
+            absent: false,
+            took: Duration::from_micros(self.rng.skewed(timeout)),
+        };
         let random = self.rng.next();
-        self.machine
-            .answer(seq, number, class, retry_after, self.now, random);
+        self.machine.answer(seq, number, ended, self.now, random);
+        self.judge_breaker(&ended);
         if let Some(model) = self.orders.get_mut(&seq) {
             model.running = None;
+        }
+    }
+
+    /// So many failures in a row close the merchant, whatever else is so.
+    fn judge_breaker(&mut self, ended: &Ended) {
+        use AttemptClass::{AlreadyDone, Ambiguous, Delivered, Invalid, Rejected, Retry};
+        match ended.class {
+            Retry | Ambiguous if ended.retry_after.is_none() => self.failures += 1,
+            Delivered | AlreadyDone | Rejected | Invalid => self.failures = 0,
+            _ => {}
+        }
+        let most = self.merchant.breaker.consecutive;
+        let closure = self.machine.closure();
+        assert!(
+            most == 0 || self.failures < most || closure.is_some(),
+            "{} failures in a row and the breaker is closed",
+            self.failures
+        );
+        if closure.is_some_and(|c| c.because == ClosedBecause::Breaker) {
+            self.failures = 0;
         }
     }
 
@@ -137,13 +176,16 @@ impl Alone {
         changed.limits = crate::plan::limits(&mut self.rng);
         changed.limits.ordering = self.merchant.limits.ordering;
         self.merchant = changed.shared();
+        // A closed merchant gets another chance.
+        self.failures = 0;
         self.machine.change(Arc::clone(&self.merchant), self.now);
     }
 
     /// As after a panic: a new machine takes over what the old one held.
     fn rebuild(&mut self) {
         let merchant = Arc::clone(&self.merchant);
-        self.machine = MerchantMachine::new(merchant, self.now.mono, None);
+        self.failures = 0;
+        self.machine = MerchantMachine::new(merchant, self.now.mono, Quotas::default(), None);
         for (seq, model) in &self.orders {
             self.machine.offer(model.offer);
             if let Some(number) = model.running {
@@ -165,6 +207,7 @@ impl Alone {
                     // What it expired on the way is over before.
                     self.effects();
                     assert!(!self.halted, "a halted machine starts {seq}");
+                    judge_start(&self.machine, self.now);
                     let number = self.machine.start(seq, self.now).expect("it said so");
                     self.started(seq, number);
                 }
@@ -213,17 +256,21 @@ impl Alone {
                     let model = self.orders.remove(&seq).expect("only what it has can end");
                     assert!(model.running.is_none(), "{seq} ends while it runs");
                     let expired = kind == OutcomeKind::Expired;
-                    assert!(!expired || model.offer.deadline <= self.now.wall);
+                    // Early only after an attempt, when no further one would fit.
+                    let timeout = self.merchant.adapter.timeout.as_millis() as u64;
+                    let fits = self.now.wall + timeout.max(1) < model.offer.deadline;
+                    assert!(!expired || !fits, "{seq} expires too early");
                     self.gone.insert(seq);
                 }
                 Effect::Defer {
                     seq,
                     ambiguous,
                     counted,
-                    ..
+                    due,
                 } => {
                     let model = self.orders.remove(&seq).expect("only what it has can wait");
                     assert!(model.running.is_none(), "{seq} leaves while it runs");
+                    assert!(due < model.offer.deadline, "{seq} waits past its end");
                     let none = self.merchant.adapter.idempotency == Idempotency::None;
                     assert!(!(ambiguous && none), "ORD-3: {seq} would be sent again");
                     let most = self.merchant.retry.max_attempts;
@@ -254,6 +301,17 @@ impl Alone {
                 Effect::Hold | Effect::Closure(_) => {}
             }
         }
+    }
+}
+
+/// While the breaker is open nothing starts but one probe at a time, when its time has come.
+pub(crate) fn judge_start(machine: &MerchantMachine, now: Now) {
+    let breaker = |c: &Closure| c.because == ClosedBecause::Breaker;
+    if let Some(closure) = machine.closure().filter(breaker) {
+        assert!(
+            closure.until <= now.wall && machine.running() == 0,
+            "an order starts although the breaker is open: {closure:?}"
+        );
     }
 }
 

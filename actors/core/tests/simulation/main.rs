@@ -125,6 +125,7 @@ fn planted_faults_are_noticed() {
         (Plant::LosePuts, "ORD-1"),
         (Plant::IgnoreLease, "OWN-1"),
         (Plant::ForgetLimits, "RATE-1"),
+        (Plant::ForgetSpent, "RATE-1"),
         (Plant::ForgetFinished, "ORD-1"),
         (Plant::LaunchTwice, "ORD-2"),
     ];

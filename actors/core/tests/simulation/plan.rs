@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use expediter_core::partition::PartitionConfig;
 use expediter_types::{
-    Adapter, AttemptClass, Hours, Idempotency, Limits, Merchant, MerchantId, OpenRange, Ordering,
-    Rate, Retry,
+    Adapter, AttemptClass, Breaker, Hours, Idempotency, Limits, Merchant, MerchantId, OpenRange,
+    Ordering, Rate, Retry,
 };
 
 use crate::rng::Rng;
@@ -198,8 +198,11 @@ fn merchant(
         multiplier: *rng.pick(&[1.0, 2.0, 4.0]),
         max_attempts: rng.range(1, 8) as u32,
         deadline: Duration::from_secs(*rng.pick(&[20, 600, 86_400])),
+        margin: Duration::from_millis(*rng.pick(&[0, 1_000, 30_000])),
+        budget: *rng.pick(&[0.0, 0.2, 10.0]),
         ..Retry::default()
     };
+    spec.breaker = breaker(rng);
     spec.adapter = Adapter {
         timeout: Duration::from_secs(rng.range(1, 20)),
         idempotency: *rng.pick(&[
@@ -238,16 +241,44 @@ fn merchant(
     (spec.shared(), behaviour, registered)
 }
 
+/// None, one that paces, and up to two quotas besides.
+fn rates(rng: &mut Rng) -> Vec<Rate> {
+    if rng.chance(500) {
+        return Vec::new();
+    }
+    let seconds = *rng.pick(&[1, 10]);
+    let rate = |count: u64, seconds| Rate::new(count as u32, Duration::from_secs(seconds));
+    let mut rates = Vec::from_iter(rate(rng.range(4, 60), seconds));
+    for period in [30, 120] {
+        if rng.chance(400) {
+            rates.extend(rate(rng.range(16, 60), period));
+        }
+    }
+    rates
+}
+
+fn breaker(rng: &mut Rng) -> Breaker {
+    let open = *rng.pick(&[100, 1_000, 5_000]);
+    Breaker {
+        consecutive: *rng.pick(&[0, 2, 10]),
+        ratio: *rng.pick(&[0.3, 0.7, 1.0]),
+        min_samples: *rng.pick(&[0, 4, 20]),
+        window: Duration::from_secs(*rng.pick(&[1, 60])),
+        open: Duration::from_millis(open),
+        max_open: Duration::from_millis(open * rng.range(1, 12)),
+        probes: rng.range(1, 3) as u32,
+    }
+}
+
 pub(crate) fn limits(rng: &mut Rng) -> Limits {
-    let period = Duration::from_secs(*rng.pick(&[1, 10]));
+    let concurrency = rng.skewed(8) as u32 + 1;
     Limits {
-        rates: if rng.chance(400) {
-            Vec::from_iter(Rate::new(rng.range(4, 60) as u32, period))
-        } else {
-            Vec::new()
-        },
+        rates: rates(rng),
         burst: rng.skewed(8) as u32 + 1,
-        concurrency: rng.skewed(8) as u32 + 1,
+        concurrency,
+        min_concurrency: rng
+            .chance(300)
+            .then(|| rng.range(1, u64::from(concurrency)) as u32),
         ordering: *rng.pick(&[Ordering::None, Ordering::Order, Ordering::Merchant]),
         mailbox: rng.skewed(12) as u32 + 1,
         backlog: rng.chance(100).then(|| rng.range(3, 60)),

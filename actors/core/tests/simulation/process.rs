@@ -407,6 +407,10 @@ impl Process {
             let half = recovered.finished.max().unwrap_or(0) / 2;
             recovered.finished.remove_range(half..);
         }
+        if env.plant == Some(Plant::ForgetSpent) {
+            recovered.spent.clear();
+            (recovered.marked_last, recovered.unknown) = (true, Vec::new());
+        }
         if let Some(meta) = stored.meta {
             assert!(
                 meta.epoch <= recovered.replaced_epoch,

@@ -1,11 +1,11 @@
 //! What the judge says to a record that became durable.
 
 use expediter_types::{
-    AttemptClass, ClaimState, DeadReason, Mark, Outcome, OutcomeKind, Record, Seq,
+    AttemptClass, ClaimState, DeadReason, Mark, Outcome, OutcomeKind, Record, Retry, Seq,
 };
 
 use crate::broker::Write;
-use crate::shadow::{Done, Shadow, broken};
+use crate::shadow::{Done, Shadow, broken, gives_up};
 
 impl Shadow {
     /// A record was stored at this sequence of OUTCOMES.
@@ -75,6 +75,7 @@ impl Shadow {
             Done {
                 at,
                 kind: outcome.kind,
+                decided: outcome.at,
                 record,
             },
         );
@@ -121,11 +122,19 @@ impl Shadow {
             }
             OutcomeKind::Rejected => answered(&[AttemptClass::Rejected]),
             OutcomeKind::Expired => {
+                // Early when it was tried and no further attempt would have ended in time.
+                let spec = self.specs.get(&id.0);
+                let end = spec.and_then(|spec| gives_up(spec, order));
+                // While it is not registered, the default margin counts.
+                let default = Retry::default().margin.as_millis() as u64;
+                let stranger = self.strangers.contains(&id.0);
+                let end = end.map(|end| end - if stranger { default } else { 0 });
+                let takes = spec.map_or(0, |spec| spec.adapter.timeout.as_millis() as u64);
+                let tried = sent().next().is_some();
                 let own = self.jumps
-                    || order
-                        .envelope
-                        .deadline
-                        .is_none_or(|deadline| deadline <= outcome.at);
+                    || end.is_none_or(|end| {
+                        end <= outcome.at || (tried && end <= outcome.at + takes)
+                    });
                 let last = sent().rfind(|sent| sent.token == token);
                 own && last.is_none_or(|sent| sent.class != Some(AttemptClass::Ambiguous))
             }
@@ -135,7 +144,8 @@ impl Shadow {
             OutcomeKind::Duplicate => others().any(|s| payload(s) == Some(order.payload_hash)),
             OutcomeKind::DeadLettered(reason) => match reason {
                 DeadReason::Ambiguous => {
-                    sent().next().is_some() || self.listed.contains(&seq) || self.forgetful
+                    // Also when it was a publisher's repeat of it that was sent.
+                    self.sent.contains_key(&id) || self.listed.contains(&seq) || self.forgetful
                 }
                 DeadReason::AttemptsExhausted => {
                     let looked = self.undecided.get(&seq).copied().unwrap_or(0);
@@ -145,7 +155,7 @@ impl Shadow {
                 DeadReason::IdConflict => others().any(|s| payload(s) != Some(order.payload_hash)),
                 DeadReason::UnknownMerchant => self.strangers.contains(&id.0),
                 DeadReason::MerchantDeleted => self.condemned.contains(&id.0),
-                DeadReason::BacklogFull => self.quotas.contains(&id.0),
+                DeadReason::BacklogFull => self.bounded.contains(&id.0),
                 DeadReason::Undecodable | DeadReason::Poisoned => false,
             },
         };

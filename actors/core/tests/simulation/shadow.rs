@@ -16,6 +16,10 @@ use crate::plan::surely_not;
 
 /// Starts of a merchant that are looked back at.
 const STARTS: usize = 200;
+/// Repeats are noticed for so long at least, by any owner; milliseconds (ARCHITECTURE.md).
+const REPEATS_NOTICED: u64 = 600_000;
+/// Starts that reach the partition later are left out of quotas, in microseconds.
+const REPORTED_WITHIN: u64 = 1_000_000;
 
 /// A promise is broken: the run ends here.
 macro_rules! broken {
@@ -58,6 +62,8 @@ pub(crate) struct Done {
     /// Its sequence in OUTCOMES.
     pub(crate) at: Seq,
     pub(crate) kind: OutcomeKind,
+    /// By the wall clock.
+    pub(crate) decided: UnixMillis,
     pub(crate) record: (Seq, u64),
 }
 
@@ -94,23 +100,33 @@ pub(crate) struct Shadow {
     pub(crate) listed: BTreeSet<Seq>,
     /// Under one limit, by the monotonic clock.
     starts: BTreeMap<MerchantId, (Rate, u32, VecDeque<u64>)>,
+    /// Under one list of rates, over all owners.
+    quotas: BTreeMap<MerchantId, (Vec<Rate>, Vec<u64>)>,
     asked: BTreeMap<(Seq, MerchantId), (u64, UnixMillis)>,
     pub(crate) quarantined: BTreeSet<(Seq, MerchantId)>,
     pub(crate) condemned: BTreeSet<MerchantId>,
     /// Orders that an operator asked back.
     pub(crate) cancels: BTreeSet<(MerchantId, OrderId)>,
     /// Merchants that have, or had, a quota of waiting orders.
-    pub(crate) quotas: BTreeSet<MerchantId>,
+    pub(crate) bounded: BTreeSet<MerchantId>,
     /// Not registered at some time.
     pub(crate) strangers: BTreeSet<MerchantId>,
     poison: BTreeSet<Seq>,
     /// The largest mailbox and the fewest attempts that a manifest ever allowed.
     bounds: BTreeMap<MerchantId, (u32, u32)>,
+    pub(crate) specs: BTreeMap<MerchantId, Merchant>,
     pub(crate) launched: u64,
     /// Keys are forgotten: what may have been sent long ago is parked.
     pub(crate) forgetful: bool,
     /// The wall clock jumps: when something was decided says little about it.
     pub(crate) jumps: bool,
+}
+
+/// When an order with a deadline of its own gives up; what the merchant's policy says changes.
+pub(crate) fn gives_up(merchant: &Merchant, order: &Order) -> Option<UnixMillis> {
+    let deadline = order.envelope.deadline?;
+    let quarter = deadline.saturating_sub(order.envelope.created) / 4;
+    Some(deadline - quarter.min(merchant.retry.margin.as_millis() as u64))
 }
 
 impl Shadow {
@@ -144,11 +160,12 @@ impl Shadow {
 
     /// A manifest is valid from now on; its limits begin anew.
     pub(crate) fn registered(&mut self, merchant: &Merchant) {
+        self.specs.insert(merchant.id.clone(), merchant.clone());
         let limits = &merchant.limits;
         let size = limits.mailbox.max(limits.concurrency);
         let attempts = merchant.retry.max_attempts;
         if limits.backlog.is_some() {
-            self.quotas.insert(merchant.id.clone());
+            self.bounded.insert(merchant.id.clone());
         }
         let bounds = self
             .bounds
@@ -156,6 +173,7 @@ impl Shadow {
             .or_insert((size, attempts));
         *bounds = (bounds.0.max(size), bounds.1.min(attempts));
         self.starts.remove(&merchant.id);
+        self.quotas.remove(&merchant.id);
     }
 
     pub(crate) fn mailbox_bound(&self, merchant: &MerchantId) -> u32 {
@@ -216,11 +234,8 @@ impl Shadow {
         self.judge_repeats(launching, &id);
         self.judge_order(launching, decided);
         self.judge_limits(launching);
-        if envelope
-            .deadline
-            .is_some_and(|deadline| deadline <= begun.at.wall)
-        {
-            broken!("ORD-1", "order {seq} is sent after its deadline");
+        if gives_up(merchant, order).is_some_and(|end| end <= begun.at.wall) {
+            broken!("ORD-1", "order {seq} is sent after it gave up");
         }
         let early = envelope
             .not_before
@@ -347,6 +362,7 @@ impl Shadow {
                 merchant.id
             );
         }
+        self.judge_quotas(launching);
         let (Some(rate), burst) = (begun.limits.rates.first().copied(), begun.limits.burst) else {
             return;
         };
@@ -385,6 +401,40 @@ impl Shadow {
             Looked::Found => drop(self.found.insert(id)),
             Looked::Undecided(_) => *self.undecided.entry(order.seq).or_default() += 1,
             Looked::Absent => {}
+        }
+    }
+
+    /// No window of any quota sees more, whoever owned the partition.
+    fn judge_quotas(&mut self, launching: &Launching<'_>) {
+        let Launching {
+            merchant,
+            begun,
+            now,
+            ..
+        } = *launching;
+        // What an owner did long before it left counts when its successor looks; with a clock that
+        // jumps nobody can tell how long ago anything was.
+        if self.jumps || now.mono > begun.at.mono + REPORTED_WITHIN {
+            return;
+        }
+        let rates = &begun.limits.rates;
+        let known = self.quotas.entry(merchant.id.clone()).or_default();
+        if known.0 != *rates {
+            *known = (rates.clone(), Vec::new());
+        }
+        let starts = &mut known.1;
+        let place = starts.partition_point(|other| *other <= begun.at.mono);
+        starts.insert(place, begun.at.mono);
+        for quota in rates.iter().skip(1) {
+            let period = quota.period().as_micros() as u64;
+            // Windows that this start is in: those that end with it or with a later one.
+            for (last, until) in starts.iter().enumerate().skip(place) {
+                let first = starts.partition_point(|other| *other + period <= *until);
+                let went = last + 1 - first;
+                if went > quota.count() as usize {
+                    broken!("RATE-1", "{went} of {quota} to {} in a window", merchant.id);
+                }
+            }
         }
     }
 
@@ -427,7 +477,10 @@ impl Shadow {
                 )
             };
             let real = kinds.len() - kinds.iter().filter(closes).count();
-            if real != 1 {
+            // A repeat that is taken so late may meet an owner without the store of its predecessor.
+            let decided = || seqs.iter().map(|seq| self.done[seq].decided);
+            let apart = decided().max().unwrap_or(0) - decided().min().unwrap_or(0);
+            if real == 0 || (real > 1 && apart < REPEATS_NOTICED) {
                 broken!("ORD-1", "{id:?} at {seqs:?} ended {real} times: {kinds:?}");
             }
         }

@@ -142,6 +142,9 @@ impl Host {
             closed: Vec::new(),
             unknown_since: Vec::new(),
             parked: Vec::new(),
+            spent: Vec::new(),
+            unknown: Vec::new(),
+            last: false,
             at: 7,
         };
         self.publish(partition, Record::Mark(Box::new(mark)))

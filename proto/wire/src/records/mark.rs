@@ -1,11 +1,13 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use expediter_types::{
-    AttemptCount, ClosedBecause, ClosedMerchant, Mark, MerchantId, OrderId, ParkedOrder, Stamp,
+    AttemptCount, ClosedBecause, ClosedMerchant, Mark, MerchantId, OrderId, ParkedOrder,
+    SpentQuota, Stamp,
 };
 use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
@@ -94,6 +96,13 @@ struct ContentJson<'a> {
     unknown_since: Vec<UnknownJson<'a>>,
     #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
     parked: Vec<ParkedJson<'a>>,
+    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    spent: Vec<SpentJson<'a>>,
+    /// Milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    unknown: Vec<(u64, u64)>,
+    #[serde(default, skip_serializing_if = "json::is_false")]
+    last: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -112,6 +121,22 @@ struct ClosedJson<'a> {
     #[serde(borrow)]
     because: Cow<'a, str>,
     until: Rfc3339,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    times: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SpentJson<'a> {
+    #[serde(borrow)]
+    merchant: Cow<'a, str>,
+    quotas: Vec<QuotaJson>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct QuotaJson {
+    period_ms: u64,
+    /// Milliseconds since 1970, and how many orders went until then since the entry before.
+    spent: Vec<(u64, u64)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -228,6 +253,9 @@ fn encode_content(mark: &Mark) -> Box<RawValue> {
             })
             .collect(),
         parked: mark.parked.iter().map(ParkedJson::from).collect(),
+        spent: mark.spent.iter().map(SpentJson::from).collect(),
+        unknown: mark.unknown.clone(),
+        last: mark.last,
     };
     serde_json::value::to_raw_value(&content)
         .expect("writing to memory cannot fail, and no value here has keys that are not strings")
@@ -250,6 +278,7 @@ impl<'a> From<&'a ClosedMerchant> for ClosedJson<'a> {
             merchant: from.merchant.as_str().into(),
             because: from.because.as_str().into(),
             until: Rfc3339(from.until),
+            times: from.times,
         }
     }
 }
@@ -264,6 +293,23 @@ impl<'a> From<&'a ParkedOrder> for ParkedJson<'a> {
             key: from.key.map(Hex64),
         }
     }
+}
+
+impl<'a> From<&'a (MerchantId, Vec<SpentQuota>)> for SpentJson<'a> {
+    fn from((merchant, quotas): &'a (MerchantId, Vec<SpentQuota>)) -> Self {
+        let quotas = quotas.iter().map(|quota| QuotaJson {
+            period_ms: u64::try_from(quota.period.as_millis()).unwrap_or(u64::MAX),
+            spent: quota.spent.clone(),
+        });
+        Self {
+            merchant: merchant.as_str().into(),
+            quotas: quotas.collect(),
+        }
+    }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl MarkPart {
@@ -368,7 +414,15 @@ fn read_content(bytes: &[u8], record: &MarkJson<'_>) -> Result<Mark, WireError> 
             merchant: merchant(&entry.merchant)?,
             because,
             until: entry.until.0,
+            times: entry.times,
         })
+    });
+    let spent = content.spent.iter().map(|entry| {
+        let quotas = entry.quotas.iter().map(|quota| SpentQuota {
+            period: Duration::from_millis(quota.period_ms),
+            spent: quota.spent.clone(),
+        });
+        Ok((merchant(&entry.merchant)?, quotas.collect()))
     });
     let unknown = content
         .unknown_since
@@ -394,6 +448,9 @@ fn read_content(bytes: &[u8], record: &MarkJson<'_>) -> Result<Mark, WireError> 
         closed: closed.collect::<Result<_, _>>().map_err(invalid)?,
         unknown_since: unknown.collect::<Result<_, _>>().map_err(invalid)?,
         parked: parked.collect::<Result<_, _>>().map_err(invalid)?,
+        spent: spent.collect::<Result<_, _>>().map_err(invalid)?,
+        unknown: content.unknown,
+        last: content.last,
         at: record.at.0,
     })
 }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use expediter_types::*;
 use proptest::collection::vec;
 use proptest::option::of;
@@ -112,14 +114,20 @@ prop_compose! {
         (low_water, seen, covers, repeats_from) in any::<(u64, u64, u64, u64)>(),
         finished in vec((any::<u64>(), 1..3000_u64), 0..6),
         attempts in vec(counts(), 0..4),
-        closed in vec((ids(), 0..3_usize, 0..=MAX_MILLIS), 0..3),
+        closed in vec((ids(), 0..4_usize, 0..=MAX_MILLIS, 0..3_u32), 0..3),
+        spent in vec((ids(), vec((0..90_000_000_u64, vec((0..=MAX_MILLIS, any::<u64>()), 0..3)), 0..3)), 0..3),
+        unknown in vec((0..=MAX_MILLIS, 0..=MAX_MILLIS), 0..3),
+        last in any::<bool>(),
         unknown_since in vec((ids(), 0..=MAX_MILLIS), 0..3),
         parked in vec(parked(), 0..3),
         at in 0..=MAX_MILLIS,
     ) -> Mark {
-        let causes = [ClosedBecause::RateLimited, ClosedBecause::Suspended, ClosedBecause::Misconfigured];
-        let closed = closed.into_iter().map(|(merchant, cause, until)| {
-            ClosedMerchant { merchant, because: causes[cause], until }
+        let closed = closed.into_iter().map(|(merchant, cause, until, times)| {
+            ClosedMerchant { merchant, because: ClosedBecause::ALL[cause], until, times }
+        });
+        let quota = |(period, spent)| SpentQuota { period: Duration::from_millis(period), spent };
+        let spent = spent.into_iter().map(|(merchant, quotas)| {
+            (merchant, quotas.into_iter().map(quota).collect())
         });
         let mut set = RoaringTreemap::new();
         for (from, len) in finished {
@@ -127,7 +135,7 @@ prop_compose! {
         }
         Mark {
             low_water, seen, finished: set, covers, repeats_from, attempts,
-            closed: closed.collect(), unknown_since, parked, at,
+            closed: closed.collect(), unknown_since, parked, spent: spent.collect(), unknown, last, at,
         }
     }
 }
@@ -289,6 +297,9 @@ fn a_mark(finished: RoaringTreemap) -> Mark {
         closed: Vec::new(),
         unknown_since: Vec::new(),
         parked: Vec::new(),
+        spent: Vec::new(),
+        unknown: Vec::new(),
+        last: false,
         at: 1_770_000_000_000,
     }
 }

@@ -9,11 +9,20 @@ impl Owner {
                 merchant,
                 incarnation,
                 limits_since,
+                spent,
                 closure,
                 window,
             } => {
                 let id = merchant.id.clone();
-                let actor = Actor::new(merchant, incarnation, limits_since, closure, window, env);
+                let actor = Actor::new(
+                    merchant,
+                    incarnation,
+                    limits_since,
+                    spent,
+                    closure,
+                    window,
+                    env,
+                );
                 self.actors.insert(incarnation, actor);
                 self.current.insert(id, incarnation);
             }
@@ -22,17 +31,9 @@ impl Owner {
                 merchant,
                 seq,
                 number,
-                class,
-                retry_after,
-                absent,
+                ended,
             } => {
-                let step = Step::Answer {
-                    seq,
-                    number,
-                    class,
-                    retry_after,
-                    absent,
-                };
+                let step = Step::Answer { seq, number, ended };
                 self.tell(&merchant, step, env);
             }
             Command::Change(merchant) => {
