@@ -71,6 +71,8 @@ pub enum Effect {
     Again { seq: Seq },
     /// The order was asked back before it was sent, and left.
     Withdrawn { seq: Seq },
+    /// The order that just ended is parked, and those that share its key wait for a person.
+    Hold,
     /// The merchant closed or opened.
     Closure(Option<Closure>),
 }
@@ -91,6 +93,8 @@ pub struct Ended {
     pub class: AttemptClass,
     /// How long the merchant asks to wait.
     pub retry_after: Option<Duration>,
+    /// See [`Answer::absent`].
+    pub absent: bool,
     /// From the start of the attempt to its end.
     pub took: Duration,
 }
@@ -102,6 +106,7 @@ impl Ended {
         Self {
             class: answer.class,
             retry_after: answer.retry_after,
+            absent: answer.absent,
             took: answer.took,
         }
     }

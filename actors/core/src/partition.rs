@@ -14,6 +14,7 @@ mod holds;
 mod intake;
 mod lanes;
 mod merchants;
+mod parked;
 mod query;
 mod spent;
 mod writer;
@@ -38,6 +39,7 @@ pub use cancel::{Cancel, Cancelling};
 pub use drain::Drained;
 pub use holds::Held as HeldBy;
 pub use merchants::Report;
+pub use parked::Released;
 pub use query::{Located, MerchantRow, MerchantState};
 pub use writer::Acked;
 
@@ -142,6 +144,8 @@ pub enum Command {
         merchant: Arc<Merchant>,
         order: Arc<Order>,
         number: u32,
+        /// Only when the merchant, asked first, says that it has not got the order.
+        look_first: bool,
     },
     /// Read from the store, after everything it was told before.
     Load(Load),
@@ -149,6 +153,12 @@ pub enum Command {
     Confirm(MerchantId),
     /// Delete finished orders of this merchant below the sequence from the log.
     Purge { merchant: MerchantId, below: Seq },
+    /// The merchant spoke of a limit that it shares: nothing of that scope goes before the time.
+    CloseScope {
+        kind: expediter_types::LimitScope,
+        id: String,
+        until: UnixMillis,
+    },
     /// For logs and metrics.
     Event(Event),
 }
@@ -229,6 +239,7 @@ pub struct PartitionMachine {
     finishing: HashMap<Seq, Finishing>,
     writer: Writer,
     repeats: Repeats,
+    parked: parked::Parked,
     doubts: HashMap<Seq, Doubt>,
     /// Orders of [`Doubt::Unrepeatable`] by id, with the time of the claim: a publisher's repeat from
     /// before it may stand elsewhere in the log.
@@ -237,6 +248,8 @@ pub struct PartitionMachine {
     attempted: BTreeMap<Seq, AttemptCount>,
     /// What the former owner knew about orders that this store does not have.
     inherited: HashMap<Seq, AttemptCount>,
+    /// This owner began then.
+    claimed_at: UnixMillis,
     /// Orders from before the claim may have been sent by the former owner since this time.
     sent_since: Option<(UnixMillis, UnixMillis)>,
     /// OUTCOMES came back shorter: nobody knows which orders from before were sent.
@@ -341,6 +354,11 @@ impl PartitionMachine {
             doubted.insert((merchant.clone(), id.clone()), now.wall);
             writer.inherit_attempt(merchant, seq, id);
         }
+        let parked = parked::Parked::recovered(
+            recovered.parked,
+            |seq| seq > recovered.low_water && !recovered.finished.contains(seq),
+            |id| repeats.find(id),
+        );
         let mut machine = Self {
             partition,
             stamp: recovered.stamp,
@@ -350,6 +368,7 @@ impl PartitionMachine {
             finishing: HashMap::new(),
             writer,
             repeats,
+            parked,
             doubts,
             doubted,
             attempted: BTreeMap::new(),
@@ -362,6 +381,7 @@ impl PartitionMachine {
                     .map(|count| (count.seq, *count))
                     .collect()
             },
+            claimed_at: now.wall,
             sent_since: crashed.then_some((recovered.marked_at, now.wall)),
             outcomes_lost_at: outcomes_lost.then_some(now.wall),
             unknown_since: recovered.unknown_since.into_iter().collect(),
@@ -426,6 +446,11 @@ impl PartitionMachine {
     pub fn wake_all(&mut self, directory: &dyn Directory, now: Now) {
         let mut all: Vec<MerchantId> = self.backlogs.keys().cloned().collect();
         all.sort_unstable();
+        for merchant in self.parked.merchants() {
+            if let Some(manifest) = directory.merchant(&merchant) {
+                self.parked_under(&merchant, Some(&manifest));
+            }
+        }
         for merchant in all {
             if let Some(manifest) = directory.merchant(&merchant) {
                 self.charge(&manifest, now);

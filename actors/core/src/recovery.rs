@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use expediter_types::{
     AttemptCount, AttemptMark, Claim, ClaimState, ClosedMerchant, Incarnation, Mark, MerchantId,
-    OrderId, Seq, SpentQuota, Stamp, UnixMillis,
+    OrderId, ParkedOrder, Seq, SpentQuota, Stamp, UnixMillis,
 };
 use roaring::RoaringTreemap;
 
@@ -41,6 +41,8 @@ pub struct Finished {
     /// How publishers' repeats of it are noticed; `None` for an outcome that only closes a
     /// sequence (`duplicate`, `id_conflict`): the order with that id is another one.
     pub repeat: Option<Repeat>,
+    /// It waits for a person.
+    pub parked: Option<ParkedOrder>,
 }
 
 /// The state of a partition at its claim.
@@ -66,6 +68,8 @@ pub struct Recovered {
     pub attempts: Vec<AttemptCount>,
     pub closed: Vec<ClosedMerchant>,
     pub unknown_since: Vec<(MerchantId, UnixMillis)>,
+    /// Orders that wait for a person, as far as nobody wrote down that one resolved them.
+    pub parked: Vec<ParkedOrder>,
     pub spent: Vec<(MerchantId, Vec<SpentQuota>)>,
     /// What was sent then is in `spent` only of the merchants named there.
     pub unknown: Vec<(UnixMillis, UnixMillis)>,
@@ -115,6 +119,7 @@ struct State {
     finished: RoaringTreemap,
     repeats: Vec<Repeat>,
     repeat_ids: HashSet<u64>,
+    parked: BTreeMap<Seq, ParkedOrder>,
     /// The newest valid mark, and its own sequence.
     mark: Option<(Seq, Mark)>,
     running: Vec<Seq>,
@@ -320,6 +325,7 @@ impl Recovery {
             attempts,
             closed,
             unknown_since,
+            parked: state.parked.into_values().collect(),
             spent,
             unknown,
             marked_at,
@@ -338,6 +344,9 @@ impl State {
             if !self.finished.insert(outcome.seq) {
                 continue;
             }
+            if let Some(parked) = outcome.parked {
+                self.parked.insert(parked.seq, parked);
+            }
             if let Some(repeat) = outcome.repeat
                 && self.repeat_ids.insert(repeat.id)
             {
@@ -352,6 +361,8 @@ impl State {
         // The marking owner knew what its predecessors left running.
         self.running.clear();
         self.busy_until = 0;
+        let parked = mark.parked.iter().cloned();
+        self.parked = parked.map(|parked| (parked.seq, parked)).collect();
         self.mark = Some((seq, mark));
     }
 
@@ -361,6 +372,7 @@ impl State {
         self.repeats.retain(|repeat| repeat.seq <= cut);
         self.repeat_ids = self.repeats.iter().map(|repeat| repeat.id).collect();
         self.running.retain(|seq| *seq <= cut);
+        self.parked.retain(|seq, _| *seq <= cut);
         if let Some((_, mark)) = &mut self.mark {
             mark.attempts.retain(|count| count.seq <= cut);
         }

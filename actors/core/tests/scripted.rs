@@ -146,6 +146,7 @@ fn run(script: &Script) -> Seen {
                 Ended {
                     class,
                     retry_after,
+                    absent: false,
                     took,
                 },
                 now,

@@ -13,6 +13,9 @@ pub struct AttemptRequest {
     pub order: Arc<Order>,
     /// 1 for the first.
     pub number: u32,
+    /// A former attempt may have been received: the order is sent only when the merchant, asked
+    /// first ([`expediter_types::Lookup`]), says that it has not got it.
+    pub look_first: bool,
 }
 
 /// Hands an order to a merchant's system, once, and says what came of it.

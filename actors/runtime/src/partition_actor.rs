@@ -11,9 +11,7 @@ use expediter_core::partition::{
     Acked, Command, Drained, Event, Load, Loaded, PartitionMachine, Report,
 };
 use expediter_ports::{AttemptRequest, Courier, IntakeBatch, PartitionLog, Purge, Stop, Stopped};
-use expediter_types::{
-    Answer, AttemptClass, ClosedBecause, Merchant, MerchantId, Partition, Record, Seq,
-};
+use expediter_types::{Answer, AttemptClass, ClosedBecause, MerchantId, Partition, Record, Seq};
 use futures::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -365,7 +363,19 @@ impl PartitionActor {
                 merchant,
                 order,
                 number,
-            } => self.launch(merchant, order, number, ctx),
+                look_first,
+            } => {
+                let request = AttemptRequest {
+                    merchant,
+                    order,
+                    number,
+                    look_first,
+                };
+                self.launch(request, ctx);
+            }
+            Command::CloseScope { kind, id, until } => {
+                tracing::debug!(?kind, id, until, "a merchant's shared limit is used up");
+            }
             Command::Load(load) => {
                 let address = ctx.address();
                 self.parts
@@ -502,14 +512,8 @@ impl PartitionActor {
         }
     }
 
-    fn launch(
-        &mut self,
-        merchant: Arc<Merchant>,
-        order: Arc<expediter_core::Order>,
-        number: u32,
-        ctx: &mut Context<Self>,
-    ) {
-        let seq = order.seq;
+    fn launch(&mut self, request: AttemptRequest, ctx: &mut Context<Self>) {
+        let (seq, number) = (request.order.seq, request.number);
         let permit = self.permits.remove(&seq);
         let address = ctx.address();
         let log = Arc::clone(&self.parts.log);
@@ -517,7 +521,7 @@ impl PartitionActor {
         while self.running.try_join_next().is_some() {}
         self.running.spawn_on(
             async move {
-                let answer = attempt(&*log, &*courier, merchant, order, number).await;
+                let answer = attempt(&*log, &*courier, request).await;
                 drop(permit);
                 let _ended = address
                     .try_send(Input::Answer {
@@ -655,17 +659,12 @@ impl PartitionActor {
     }
 }
 
-async fn attempt(
-    log: &dyn PartitionLog,
-    courier: &dyn Courier,
-    merchant: Arc<Merchant>,
-    order: Arc<expediter_core::Order>,
-    number: u32,
-) -> Answer {
+async fn attempt(log: &dyn PartitionLog, courier: &dyn Courier, request: AttemptRequest) -> Answer {
     let failed = |class, detail: &str| Answer {
         class,
         status: None,
         retry_after: None,
+        absent: false,
         detail: detail.to_owned(),
         excerpt: Default::default(),
         took: Duration::ZERO,
@@ -676,11 +675,6 @@ async fn attempt(
             "the node's lease is not fresh: nothing was sent",
         );
     }
-    let request = AttemptRequest {
-        merchant,
-        order,
-        number,
-    };
     // The call itself may panic, not only its future.
     let attempt = async { courier.attempt(request).await };
     match AssertUnwindSafe(attempt).catch_unwind().await {

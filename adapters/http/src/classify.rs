@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 
-use expediter_types::{Adapter, AttemptClass, ClassifyRule, Predicate};
+use expediter_types::{Adapter, AttemptClass, ClassifyRule, LookupRule, Predicate};
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
@@ -35,13 +35,30 @@ pub fn table(status: u16, rejected: &[u16]) -> AttemptClass {
     }
 }
 
+/// Says something about a response when all its predicates hold.
+pub(crate) trait Rule {
+    fn when(&self) -> &[Predicate];
+}
+
+impl Rule for ClassifyRule {
+    fn when(&self) -> &[Predicate] {
+        &self.when
+    }
+}
+
+impl Rule for LookupRule {
+    fn when(&self) -> &[Predicate] {
+        &self.when
+    }
+}
+
 /// The first rule all of whose predicates hold, and its number from 1.
-pub(crate) fn matching_rule<'r>(
+pub(crate) fn matching_rule<'r, R: Rule>(
     status: u16,
     headers: &HeaderMap,
     body: &[u8],
-    rules: &'r [ClassifyRule],
-) -> Option<(usize, &'r ClassifyRule)> {
+    rules: &'r [R],
+) -> Option<(usize, &'r R)> {
     let parsed = OnceCell::new();
     let json = || {
         parsed
@@ -58,19 +75,21 @@ pub(crate) fn matching_rule<'r>(
             }),
         other => holds_without_body(other, status, headers),
     };
-    let matching = rules.iter().position(|rule| rule.when.iter().all(holds))?;
+    let matching = rules
+        .iter()
+        .position(|rule| rule.when().iter().all(holds))?;
     Some((matching + 1, &rules[matching]))
 }
 
 /// Whether a rule's verdict on this answer hangs on its body.
-pub(crate) fn needs_body(status: u16, headers: &HeaderMap, rules: &[ClassifyRule]) -> bool {
+pub(crate) fn needs_body<R: Rule>(status: u16, headers: &HeaderMap, rules: &[R]) -> bool {
     let is_json = |predicate: &Predicate| matches!(predicate, Predicate::Json(..));
     let candidate = rules.iter().find(|rule| {
-        rule.when
+        rule.when()
             .iter()
             .all(|p| is_json(p) || holds_without_body(p, status, headers))
     });
-    candidate.is_some_and(|rule| rule.when.iter().any(is_json))
+    candidate.is_some_and(|rule| rule.when().iter().any(is_json))
 }
 
 fn holds_without_body(predicate: &Predicate, status: u16, headers: &HeaderMap) -> bool {

@@ -15,6 +15,7 @@ use crate::body::{PROGRESS, Progress, TrackedBody};
 use crate::classify::{matching_rule, needs_body, table};
 use crate::exchange::{Exchange, Seen, shown};
 use crate::fault::{self, Fault};
+use crate::inquiry::Looked;
 use crate::lookup::{Names, SystemNames};
 use crate::prepared::{Cache, Credentials, Target};
 use crate::resolver::GuardedResolver;
@@ -34,14 +35,14 @@ pub struct HttpCourier {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    options: Options,
-    egress: Arc<Egress>,
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) egress: Arc<Egress>,
     /// For merchants that honour idempotency keys.
     repeatable: Client,
     /// For the others: gives idle connections up sooner.
-    unrepeatable: Client,
-    cache: Cache,
+    pub(crate) unrepeatable: Client,
+    pub(crate) cache: Cache,
 }
 
 impl fmt::Debug for HttpCourier {
@@ -87,6 +88,7 @@ impl HttpCourier {
                 merchant,
                 order,
                 number: 1,
+                look_first: false,
             };
             let answer = shared.attempt(request, Some(&mut seen)).await;
             seen.with(answer)
@@ -143,22 +145,24 @@ pub(crate) fn client(
 }
 
 /// An answer before secrets are taken out of it.
-struct Verdict {
-    class: AttemptClass,
-    status: Option<u16>,
-    retry_after: Option<Duration>,
-    detail: String,
-    excerpt: Vec<u8>,
-    scrubber: Option<Arc<Scrubber>>,
+pub(crate) struct Verdict {
+    pub(crate) class: AttemptClass,
+    pub(crate) status: Option<u16>,
+    pub(crate) retry_after: Option<Duration>,
+    pub(crate) absent: bool,
+    pub(crate) detail: String,
+    pub(crate) excerpt: Vec<u8>,
+    pub(crate) scrubber: Option<Arc<Scrubber>>,
 }
 
 impl Verdict {
-    fn of(class: AttemptClass, detail: String) -> Self {
+    pub(crate) fn of(class: AttemptClass, detail: String) -> Self {
         let (excerpt, scrubber) = (Vec::new(), None);
         Self {
             class,
             status: None,
             retry_after: None,
+            absent: false,
             detail,
             excerpt,
             scrubber,
@@ -178,6 +182,7 @@ impl Shared {
             class: verdict.class,
             status: verdict.status,
             retry_after: verdict.retry_after,
+            absent: verdict.absent,
             detail,
             excerpt: verdict.excerpt.into(),
             took: started.elapsed(),
@@ -194,7 +199,28 @@ impl Shared {
         answer
     }
 
+    /// Where a former attempt may have been received, the merchant is asked first.
     async fn exchange(
+        &self,
+        request: &AttemptRequest,
+        started: Instant,
+        seen: Option<&mut Seen>,
+    ) -> Verdict {
+        if !request.look_first {
+            return self.send(request, started, seen).await;
+        }
+        match self.look(request, started).await {
+            Looked::Decided(verdict) => *verdict,
+            Looked::Absent => {
+                let mut verdict = self.send(request, started, seen).await;
+                verdict.absent = true;
+                verdict.detail += " (the look-up before it had not found the order)";
+                verdict
+            }
+        }
+    }
+
+    async fn send(
         &self,
         request: &AttemptRequest,
         started: Instant,
@@ -296,7 +322,8 @@ impl Shared {
             Need::Whole => matching_rule(code, headers, &body.bytes, rules),
             Need::Nothing | Need::Excerpt => rule,
         };
-        let asked = retry_after::requested(headers, SystemTime::now());
+        let now = SystemTime::now();
+        let asked = retry_after::requested(headers, now);
         let class = match (rule, expected) {
             (Some((_, rule)), _) => rule.class,
             // To wait as asked uses up no attempt.
@@ -322,14 +349,15 @@ impl Shared {
         Verdict {
             class,
             status: Some(code),
-            retry_after: self.wait(class, asked),
+            retry_after: self.wait(class, asked.or(retry_after::used_up(headers, now))),
+            absent: false,
             detail: described(status, headers, target, rule.map(|(number, _)| number)),
             excerpt,
             scrubber: Some(Arc::clone(&credentials.scrubber)),
         }
     }
 
-    fn wait(&self, class: AttemptClass, asked: Option<Duration>) -> Option<Duration> {
+    pub(crate) fn wait(&self, class: AttemptClass, asked: Option<Duration>) -> Option<Duration> {
         let options = &self.options;
         let limited = class == AttemptClass::RateLimited;
         let wait = asked.or(limited.then_some(options.rate_limited_default))?;
@@ -341,7 +369,7 @@ fn is_delivered(class: AttemptClass) -> bool {
     matches!(class, AttemptClass::Delivered | AttemptClass::AlreadyDone)
 }
 
-fn described(
+pub(crate) fn described(
     status: StatusCode,
     headers: &HeaderMap,
     target: &Target,

@@ -21,6 +21,7 @@ mod egress;
 mod error;
 mod exchange;
 mod fault;
+mod inquiry;
 mod json_path;
 mod lookup;
 mod options;

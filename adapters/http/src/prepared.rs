@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use expediter_types::{Idempotency, Merchant, MerchantId, Secret, SecretRef};
+use expediter_types::{Idempotency, Lookup, Merchant, MerchantId, OrderId, Secret, SecretRef};
 use reqwest::header::{
     AUTHORIZATION, COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION,
 };
@@ -68,10 +68,17 @@ pub(crate) struct Credentials {
     pub(crate) scrubber: Arc<Scrubber>,
 }
 
-impl Target {
-    pub(crate) fn of(merchant: &Merchant, egress: &Egress) -> Result<Self, String> {
-        let adapter = &merchant.adapter;
-        let mut url = Url::parse(&adapter.url).map_err(|error| format!("url: {error}"))?;
+/// A URL that may be dialled.
+struct Place {
+    url: Url,
+    name: String,
+    host: String,
+    is_v6: bool,
+}
+
+impl Place {
+    fn of(text: &str, egress: &Egress) -> Result<Self, String> {
+        let mut url = Url::parse(text).map_err(|error| format!("url: {error}"))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(format!("url: scheme {} is not http or https", url.scheme()));
         }
@@ -88,8 +95,45 @@ impl Target {
                 .check(&host, address)
                 .map_err(|blocked| blocked.to_string())?;
         }
+        Ok(Self {
+            name: format!("{host}:{port}"),
+            is_v6: address.is_some_and(|address| address.is_ipv6()),
+            host,
+            url,
+        })
+    }
+}
+
+impl Target {
+    /// Where the merchant is asked for the order of this id.
+    pub(crate) fn asking(lookup: &Lookup, id: &OrderId, egress: &Egress) -> Result<Self, String> {
+        let with = |id: &str| Place::of(&lookup.url.replace("{id}", id), egress);
+        let (place, other) = (with(&percent_encoded(id.as_str()))?, with("x")?);
+        // An id can name an order of the merchant, not another server or another resource.
+        let shape = |url: &Url| {
+            let segments = url.path_segments().map_or(0, Iterator::count);
+            (url.origin(), segments)
+        };
+        if shape(&place.url) != shape(&other.url) {
+            return Err("url: the order's id does not fit into it".to_owned());
+        }
+        Ok(Self {
+            repeatable: false,
+            method: Method::GET,
+            place: place.name,
+            host: place.host,
+            is_v6: place.is_v6,
+            url: place.url,
+            plain: HeaderMap::new(),
+            secrets: Vec::new(),
+        })
+    }
+
+    pub(crate) fn of(merchant: &Merchant, egress: &Egress) -> Result<Self, String> {
+        let adapter = &merchant.adapter;
         let method = Method::from_bytes(adapter.method.as_bytes())
             .map_err(|_| format!("method {:?} is not one", adapter.method))?;
+        let place = Place::of(&adapter.url, egress)?;
         let (mut plain, mut secrets) = (HeaderMap::new(), Vec::new());
         for (name, value) in &adapter.headers {
             let header = HeaderName::from_bytes(name.as_bytes())
@@ -109,12 +153,12 @@ impl Target {
             }
         }
         Ok(Self {
-            place: format!("{host}:{port}"),
-            host,
             repeatable: adapter.idempotency == Idempotency::Native,
-            is_v6: address.is_some_and(|address| address.is_ipv6()),
             method,
-            url,
+            place: place.name,
+            host: place.host,
+            is_v6: place.is_v6,
+            url: place.url,
             plain,
             secrets,
         })
@@ -143,6 +187,20 @@ impl Target {
             scrubber: Arc::new(scrubber),
         })
     }
+}
+
+/// Everything but letters, digits and `-_.~`.
+fn percent_encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                out.push(byte.into());
+            }
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
 }
 
 impl Prepared {

@@ -15,6 +15,18 @@ const CE_SOURCE: HeaderName = HeaderName::from_static("ce-source");
 const CE_TIME: HeaderName = HeaderName::from_static("ce-time");
 const CE_SPECVERSION: HeaderName = HeaderName::from_static("ce-specversion");
 
+/// Says which order is meant.
+pub(crate) fn add_identity(headers: &mut HeaderMap, merchant: &Merchant, order: &Order) {
+    for (name, text) in [
+        (ORDER_ID, order.envelope.id.as_str()),
+        (MERCHANT, merchant.id.as_str()),
+    ] {
+        if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
+            headers.insert(name, value);
+        }
+    }
+}
+
 /// Adds what one attempt says of its order to the manifest's headers, which give way.
 ///
 /// A publisher's value that is not legal in a header is left out: the payload still says what the
@@ -26,6 +38,7 @@ pub(crate) fn add_order(
     number: u32,
     repeatable: bool,
 ) {
+    add_identity(headers, merchant, order);
     let envelope = &order.envelope;
     let mut set = |name: HeaderName, text: &str| {
         if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
@@ -33,8 +46,6 @@ pub(crate) fn add_order(
         }
     };
     let id = envelope.id.as_str();
-    set(ORDER_ID, id);
-    set(MERCHANT, merchant.id.as_str());
     if repeatable {
         // The same for all attempts and generations of the order.
         set(IDEMPOTENCY_KEY, &format!("{}/{id}", merchant.id));

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use expediter_core::recovery::{Entry, EntryBody, Finished, Incomplete, Recovered, Recovery};
-use expediter_core::{repeats, store::PartitionMeta};
+use expediter_core::{key_hash, repeats, store::PartitionMeta};
 use expediter_types::{
-    AttemptMark, Claim, ClaimState, DeadReason, OutcomeKind, Partition, Seq, Stamp,
+    AttemptMark, Claim, ClaimState, DeadReason, OutcomeKind, ParkedOrder, Partition, Seq, Stamp,
 };
 use expediter_wire::records::{MarkReader, WireEntry, WireFinished, decode_entry};
 use expediter_wire::{WireError, subjects};
@@ -242,6 +242,7 @@ fn finished(from: WireFinished) -> Finished {
         id,
         generation,
         payload_hash,
+        key,
         kind,
     } = from;
     // These close a sequence; the order with that id is another one.
@@ -251,10 +252,19 @@ fn finished(from: WireFinished) -> Finished {
     );
     let repeat =
         (!closes_only).then(|| repeats::entry(&merchant, &id, generation, payload_hash, seq));
+    let ambiguous = kind == Some(OutcomeKind::DeadLettered(DeadReason::Ambiguous));
+    let parked = ambiguous.then(|| ParkedOrder {
+        merchant: merchant.clone(),
+        seq,
+        id,
+        generation,
+        key: key.as_deref().map(key_hash),
+    });
     Finished {
         seq,
         merchant,
         repeat,
+        parked,
     }
 }
 

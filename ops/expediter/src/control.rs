@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use expediter_core::Stored;
 use expediter_core::partition::{
-    Cancel, Cancelling, HeldBy, Located, MerchantRow, MerchantState as Row,
+    Cancel, Cancelling, HeldBy, Located, MerchantRow, MerchantState as Row, Released,
 };
 use expediter_nats::ControlHandler;
 use expediter_ports::BoxFuture;
@@ -73,6 +73,11 @@ impl Control {
     async fn answer(&self, partition: Partition, request: ControlRequest) -> ControlReply {
         let answer = match request {
             ControlRequest::OrderShow { merchant, id } => self.order(partition, merchant, id).await,
+            ControlRequest::OrderResolve {
+                merchant,
+                id,
+                generation,
+            } => self.resolve(partition, merchant, id, generation).await,
             ControlRequest::MerchantStatus { merchant } => self
                 .merchant(partition, merchant)
                 .await
@@ -144,6 +149,20 @@ impl Control {
             ended: remaining.saturating_sub(in_flight),
             remaining,
         })
+    }
+
+    async fn resolve(
+        &self,
+        partition: Partition,
+        merchant: MerchantId,
+        id: OrderId,
+        generation: u32,
+    ) -> Option<ControlReply> {
+        let released = self.platform.ask(partition, move |machine, directory| {
+            machine.release_parked(&merchant, &id, generation, directory, Clock::now())
+        });
+        let Released { held, saved } = released.await?;
+        Some(ControlReply::Resolve { held, saved })
     }
 
     /// Waits a little for the outcome: who asked wants to know that it stands.

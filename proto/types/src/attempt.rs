@@ -86,6 +86,9 @@ pub struct Answer {
     pub status: Option<u16>,
     /// How long the merchant asks to wait, already clamped; closes the merchant.
     pub retry_after: Option<Duration>,
+    /// A look-up before the request said that the merchant has not got the order: what former
+    /// attempts left in doubt is settled, and this one's class alone counts.
+    pub absent: bool,
     /// One line for people: what happened. No secrets, at most 200 characters.
     pub detail: String,
     /// Beginning of the response body, at most [`MAX_EXCERPT`] bytes; empty for deliveries.

@@ -31,6 +31,6 @@ pub use outcome::{DeadReason, Outcome, OutcomeKind};
 pub use rate::{InvalidRate, Rate};
 pub use record::{
     AttemptCount, AttemptMark, Claim, ClaimState, ClosedBecause, ClosedMerchant, DeadLetter, Mark,
-    Record, ShiftRecord, SpentQuota, Stamp,
+    ParkedOrder, Record, ShiftRecord, SpentQuota, Stamp,
 };
 pub use time::{Incarnation, Now, UnixMillis};

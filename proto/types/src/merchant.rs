@@ -353,6 +353,12 @@ impl Merchant {
         }
     }
 
+    /// The orders behind one that is parked as `ambiguous` wait until a person resolves it.
+    #[must_use]
+    pub fn holds_on_park(&self) -> bool {
+        self.retry.on_park == OnPark::Hold && self.limits.ordering != Ordering::None
+    }
+
     /// Shared by everything that handles this merchant.
     #[must_use]
     pub fn shared(self) -> Arc<Self> {

@@ -69,6 +69,8 @@ pub struct Mark {
     /// Unfinished orders of merchants that nobody registered, and since when an owner with a
     /// current registry knows that.
     pub unknown_since: Vec<(MerchantId, UnixMillis)>,
+    /// Orders that ended as `ambiguous` and that those behind them wait for; by merchant and sequence.
+    pub parked: Vec<ParkedOrder>,
     /// What merchants were sent that still counts for their quotas.
     pub spent: Vec<(MerchantId, Vec<SpentQuota>)>,
     /// From when to when nobody knows what was sent: for merchants that `spent` does not name.
@@ -76,6 +78,17 @@ pub struct Mark {
     /// No attempt started after it in this epoch.
     pub last: bool,
     pub at: UnixMillis,
+}
+
+/// An order that ended as `ambiguous`, to be resolved by a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParkedOrder {
+    pub merchant: MerchantId,
+    pub seq: Seq,
+    pub id: OrderId,
+    pub generation: u32,
+    /// Hash of its ordering key.
+    pub key: Option<u64>,
 }
 
 /// What was spent of a rate with a long period.

@@ -28,6 +28,17 @@ pub enum ControlRequest {
         #[serde(with = "as_text")]
         id: OrderId,
     },
+    /// A person resolved an order that was parked: those behind it may go; answered by
+    /// [`ControlReply::Resolve`]. Asking again changes nothing.
+    #[serde(rename = "order.resolve")]
+    OrderResolve {
+        #[serde(with = "as_text")]
+        merchant: MerchantId,
+        #[serde(with = "as_text")]
+        id: OrderId,
+        /// The one that was parked.
+        generation: u32,
+    },
     /// Answered by [`ControlReply::Merchant`].
     #[serde(rename = "merchant.status")]
     MerchantStatus {
@@ -80,6 +91,13 @@ pub enum ControlRequest {
 pub enum ControlReply {
     #[serde(rename = "order.show")]
     Order(OrderStatus),
+    #[serde(rename = "order.resolve")]
+    Resolve {
+        /// Others had waited behind it until this request.
+        held: bool,
+        /// It would survive the owner's end; else ask again.
+        saved: bool,
+    },
     #[serde(rename = "merchant.status")]
     Merchant(MerchantStatus),
     #[serde(rename = "merchant.list")]
@@ -435,6 +453,14 @@ mod tests {
                     id,
                 },
                 r#"{"v":1,"op":"order.show","merchant":"luigis","id":"o/1"}"#,
+            ),
+            (
+                ControlRequest::OrderResolve {
+                    merchant: merchant(),
+                    id: OrderId::new("4711").unwrap(),
+                    generation: 2,
+                },
+                r#"{"v":1,"op":"order.resolve","merchant":"luigis","id":"4711","generation":2}"#,
             ),
             (
                 ControlRequest::MerchantStatus {

@@ -342,6 +342,7 @@ fn mark() -> Mark {
             closed("peachs", ClosedBecause::Misconfigured),
         ],
         unknown_since: vec![(MerchantId::new("bowsers").unwrap(), AT - 2000)],
+        parked: Vec::new(),
         spent: Vec::new(),
         unknown: Vec::new(),
         last: false,
@@ -357,6 +358,30 @@ fn marks() {
     same(&whole.commit, &expected);
     for bytes in [expected.clone(), with_unknown_fields(&expected)] {
         assert_eq!(decode_mark(&bytes, &[]).unwrap(), (stamp(), mark()));
+    }
+}
+
+/// Written only where orders wait behind one that is parked.
+#[test]
+fn marks_with_parked_orders() {
+    let parked = |seq, id: &str, key| ParkedOrder {
+        merchant: merchant(),
+        seq,
+        id: OrderId::new(id).unwrap(),
+        generation: 2,
+        key,
+    };
+    let mark = Mark {
+        parked: vec![
+            parked(1003, "A-18", Some(0x0123_4567_89ab_cdef)),
+            parked(1004, "A-19", None),
+        ],
+        ..mark()
+    };
+    let expected = vector!("mark-parked.json");
+    same(&encode_mark(stamp(), &mark).unwrap().commit, &expected);
+    for bytes in [expected.clone(), with_unknown_fields(&expected)] {
+        assert_eq!(decode_mark(&bytes, &[]).unwrap(), (stamp(), mark.clone()));
     }
 }
 

@@ -300,7 +300,11 @@ impl<'a> Found<'a> {
     }
 }
 
-fn parse_moment(text: &str, at: UnixMillis) -> Result<UnixMillis, &'static str> {
+/// Reads a time as [`DEADLINE`] and [`NOT_BEFORE`] have it; durations count from `at`.
+///
+/// # Errors
+/// It is neither; for people.
+pub fn parse_moment(text: &str, at: UnixMillis) -> Result<UnixMillis, &'static str> {
     const NEITHER: &str = "is neither RFC 3339 nor a duration such as 10m";
     if text.as_bytes().get(4) == Some(&b'-') {
         return parse_rfc3339(text).map_err(|_| NEITHER);

@@ -1,6 +1,8 @@
 //! What an attempt's end means for its order and for the merchant.
 
-use expediter_types::{AttemptClass, ClosedBecause, DeadReason, Now, OutcomeKind, Seq};
+use expediter_types::{
+    AttemptClass, ClosedBecause, DeadReason, Idempotency, Now, OutcomeKind, Seq,
+};
 
 use super::machine::{MerchantMachine, Slot};
 use super::schedule::{self, Again};
@@ -17,7 +19,12 @@ impl MerchantMachine {
         else {
             return;
         };
-        let offer = slot.offer;
+        let mut offer = slot.offer;
+        // What former attempts left in doubt is settled.
+        offer.ambiguous &= !ended.absent;
+        if let Some(slot) = self.slots.get_mut(&seq) {
+            slot.offer = offer;
+        }
         let Ended {
             class, retry_after, ..
         } = ended;
@@ -62,6 +69,7 @@ impl MerchantMachine {
             class,
             retry_after,
             took,
+            ..
         } = ended;
         let delivered = matches!(class, Delivered | AlreadyDone);
         let alive = delivered || matches!(class, Rejected | Invalid);
@@ -122,7 +130,11 @@ impl MerchantMachine {
             .saturating_add(millis(adapter.idempotency_window));
         let kind = match again {
             Again::At(due) => {
-                let repeatable = adapter.idempotency.deduplicates() && due < remembered_until;
+                let repeatable = match adapter.idempotency {
+                    Idempotency::Native | Idempotency::UniqueRef => due < remembered_until,
+                    Idempotency::Lookup => true,
+                    Idempotency::None => false,
+                };
                 if !(exhausted || ambiguous && !repeatable) {
                     self.effects.push(Effect::Defer {
                         seq: offer.seq,

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use expediter_types::{ClosedBecause, DeadReason, Merchant, Now, OutcomeKind, Seq, UnixMillis};
+use expediter_types::{
+    ClosedBecause, DeadReason, Idempotency, Merchant, Now, OutcomeKind, Seq, UnixMillis,
+};
 
 use super::adaptive::Adaptive;
 use super::breaker::Health;
@@ -307,6 +309,9 @@ impl MerchantMachine {
 
     /// The merchant may have the order, and does not remember its key any more.
     fn forgotten(&self, seq: Seq, now: Now) -> bool {
+        if self.merchant.adapter.idempotency == Idempotency::Lookup {
+            return false;
+        }
         let window = millis(self.merchant.adapter.idempotency_window);
         self.slots.get(&seq).is_some_and(|slot| {
             let first = slot.offer.first_attempt.unwrap_or(now.wall);
@@ -360,7 +365,15 @@ impl MerchantMachine {
 
     pub(super) fn finish(&mut self, seq: Seq, kind: OutcomeKind) {
         self.effects.push(Effect::Finish { seq, kind });
-        self.leave(seq);
+        let key = self.slots.get(&seq).and_then(|slot| slot.offer.key);
+        let parked = kind == OutcomeKind::DeadLettered(DeadReason::Ambiguous);
+        if parked && key.is_some() && self.merchant.holds_on_park() {
+            self.effects.push(Effect::Hold);
+            self.note_returned(key);
+            self.leave_with_followers(seq);
+        } else {
+            self.leave(seq);
+        }
     }
 
     /// Forgets an order; the next of its key becomes ready.

@@ -52,6 +52,7 @@ fn end(machine: &mut MerchantMachine, (seq, number): (Seq, u32), class: AttemptC
     let ended = Ended {
         class,
         retry_after: None,
+        absent: false,
         took: Duration::from_millis(100),
     };
     machine.answer(seq, number, ended, now, 0);

@@ -311,11 +311,14 @@ impl PartitionMachine {
                 !backlog.lanes.waits_before(priority)
                     && (!normal_waits || priority == Priority::High)
             }
-            Ordering::Order | Ordering::Merchant => backlog.unloaded == 0,
+            Ordering::Order | Ordering::Merchant => {
+                backlog.unloaded == 0 || self.parked.is_again(&merchant.id, stored.order.seq)
+            }
         };
         let closed =
             backlog.active.is_none() && backlog.closure.is_some_and(|c| c.until > now.wall);
         nothing_before
+            && !self.parked.holds(merchant, &stored.order)
             && !closed
             && !backlog.loading
             && !backlog.quarantined
@@ -415,6 +418,7 @@ impl PartitionMachine {
                 backlog.add_ready(seq, priority);
             }
         }
+        self.parked.stored(merchant, seq, due);
         self.cancel_parked(merchant, seq);
     }
 
@@ -471,6 +475,16 @@ impl PartitionMachine {
         if !backlog.wants_load(&merchant) {
             return;
         }
+        if merchant.holds_on_park() {
+            let all = self.parked.holds_all(&merchant);
+            self.load_again(id, now);
+            if all {
+                return;
+            }
+        }
+        let Some(backlog) = self.backlogs.get_mut(id) else {
+            return;
+        };
         let room = backlog.room(&merchant) as usize;
         let gate = Self::gate(&merchant);
         if gate != Gate::Ready
@@ -752,7 +766,7 @@ impl PartitionMachine {
     }
 
     /// A stored order comes back towards its mailbox.
-    fn admit(&mut self, mut stored: Stored, directory: &dyn Directory, now: Now) {
+    pub(super) fn admit(&mut self, mut stored: Stored, directory: &dyn Directory, now: Now) {
         let seq = stored.order.seq;
         let id = stored.order.envelope.merchant.clone();
         if self.window.contains_key(&seq)
@@ -780,6 +794,20 @@ impl PartitionMachine {
             }
             self.gated.insert(id.clone());
             return self.put_back(&stored);
+        }
+        if self.parked.holds(&merchant, &stored.order) {
+            // It stays in the store, and is looked for when the one before it is resolved; without
+            // its time, or it would be read again and again until then.
+            if stored.state.due.is_some_and(|due| due <= now.wall) {
+                stored.state.due = None;
+                let state = stored.state;
+                self.ops.push(StoreOp::SetState {
+                    merchant: id,
+                    seq,
+                    state,
+                });
+            }
+            return;
         }
         if self.settle_doubt(&mut stored, &merchant, now) {
             let in_store = true;
@@ -816,6 +844,8 @@ impl PartitionMachine {
     /// It stays in the store after all.
     fn put_back(&mut self, stored: &Stored) {
         let (seq, envelope) = (stored.order.seq, &stored.order.envelope);
+        self.parked
+            .stored(&envelope.merchant, seq, stored.state.due);
         if let Some(backlog) = self.backlogs.get_mut(&envelope.merchant) {
             match stored.state.due {
                 Some(due) => {
@@ -846,10 +876,13 @@ impl PartitionMachine {
         };
         stored.state.ambiguous = true;
         stored.state.first_attempt.get_or_insert(now.wall);
-        match doubt {
-            Doubt::Unrepeatable => true,
-            Doubt::Until(_) if merchant.adapter.idempotency == Idempotency::None => true,
-            Doubt::Until(busy_until) => {
+        match (doubt, merchant.adapter.idempotency) {
+            (_, Idempotency::Lookup) => {
+                self.look_later(stored, merchant, now);
+                false
+            }
+            (Doubt::Unrepeatable, _) | (Doubt::Until(_), Idempotency::None) => true,
+            (Doubt::Until(busy_until), _) => {
                 if busy_until > now.wall {
                     stored.state.due = Some(busy_until);
                 }
@@ -858,11 +891,32 @@ impl PartitionMachine {
         }
     }
 
+    /// The merchant is asked before the order is sent. What it says is believed only when nothing of
+    /// a former owner can be on the wire any more.
+    pub(super) fn look_later(&self, stored: &mut Stored, merchant: &Merchant, now: Now) {
+        let state = &mut stored.state;
+        state.ambiguous = true;
+        let from = self
+            .claimed_at
+            .saturating_add(millis(merchant.adapter.timeout));
+        if from > now.wall {
+            state.due = Some(state.due.unwrap_or(0).max(from));
+        }
+    }
+
     /// The former owner may have sent this order since its newest mark, which does not list it. True:
     /// the merchant may have it and does not remember it any more.
     fn settle_possibly_sent(&mut self, stored: &mut Stored, merchant: &Merchant, now: Now) -> bool {
         let adapter = &merchant.adapter;
         let created = stored.order.envelope.created;
+        if adapter.idempotency == Idempotency::Lookup {
+            // Its attempts are listed: without a list every order may have been sent.
+            let lost = self.outcomes_lost_at.is_some_and(|at| created < at);
+            if lost && stored.state.first_attempt.is_none() {
+                self.look_later(stored, merchant, now);
+            }
+            return false;
+        }
         let unrepeatable = adapter.idempotency == Idempotency::None;
         let envelope = &stored.order.envelope;
         let id = (envelope.merchant.clone(), envelope.id.clone());

@@ -127,6 +127,10 @@ impl PartitionMachine {
         directory: &dyn Directory,
         now: Now,
     ) {
+        let waits = !self.cancelling.contains_key(&seq) && !self.window.contains_key(&seq);
+        if waits && self.on_again(merchant, seq, stored.as_ref(), directory, now) {
+            return;
+        }
         if self.window.contains_key(&seq) {
             if self.cancelling.contains_key(&seq) {
                 let merchant = merchant.clone();

@@ -138,6 +138,7 @@ impl PartitionMachine {
                 return self.conclude(stored, false, kind, Why::from(why), now);
             }
         }
+        self.parked.note(&stored.order);
         let Some(merchant) = merchant else {
             if !self.unknown_since.contains_key(&id) {
                 self.unknown_since.insert(id.clone(), now.wall);
@@ -152,6 +153,9 @@ impl PartitionMachine {
             let kind = OutcomeKind::DeadLettered(DeadReason::Ambiguous);
             let why = "the node or the broker stopped while it may have been sent";
             return self.conclude(stored, false, kind, Why::from(why), now);
+        }
+        if republished && merchant.adapter.idempotency == Idempotency::Lookup {
+            self.look_later(&mut stored, &merchant, now);
         }
         let waiting = self.backlog(&id).waiting();
         if let Some(quota) = merchant.limits.backlog.filter(|quota| waiting >= *quota) {

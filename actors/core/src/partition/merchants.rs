@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use expediter_types::{
-    Answer, AttemptClass, AttemptCount, AttemptRecord, Idempotency, Merchant, MerchantId, Now,
-    Ordering, OutcomeKind, Seq, UnixMillis,
+    Answer, AttemptClass, AttemptCount, AttemptRecord, Idempotency, LimitScope, Merchant,
+    MerchantId, Now, Ordering, OutcomeKind, Seq, UnixMillis,
 };
 
 use super::backlog::Backlog;
@@ -81,7 +81,12 @@ impl PartitionMachine {
         if backlog.active.is_none() || backlog.incarnation != report.incarnation {
             return;
         }
-        let gives_back = |e: &&Effect| matches!(e, Effect::Defer { .. } | Effect::Return { .. });
+        let gives_back = |e: &&Effect| {
+            matches!(
+                e,
+                Effect::Defer { .. } | Effect::Return { .. } | Effect::Hold
+            )
+        };
         backlog.returns += report.effects.iter().filter(gives_back).count() as u64;
         backlog.accepting = report.accepting;
         backlog.waits = report.waits;
@@ -126,7 +131,7 @@ impl PartitionMachine {
         backlog.running += 1;
         self.running += 1;
         self.cancelling.remove(&seq);
-        if merchant.adapter.idempotency == Idempotency::None {
+        if merchant.adapter.idempotency.is_marked() {
             held.stage = Stage::Marking { number };
             let id = envelope.id.clone();
             self.writer.mark_attempt(&merchant.id, seq, id);
@@ -135,12 +140,7 @@ impl PartitionMachine {
                 number,
                 at: now.wall,
             };
-            let order = Arc::clone(&held.stored.order);
-            self.commands.push_back(Command::Launch {
-                merchant,
-                order,
-                number,
-            });
+            self.commands.push_back(launch(merchant, held, number));
         }
     }
 
@@ -161,12 +161,7 @@ impl PartitionMachine {
                 number,
                 at: now.wall,
             };
-            let order = Arc::clone(&held.stored.order);
-            self.commands.push_back(Command::Launch {
-                merchant,
-                order,
-                number,
-            });
+            self.commands.push_back(launch(merchant, held, number));
         }
     }
 
@@ -194,6 +189,9 @@ impl PartitionMachine {
         }
         let id = held.stored.order.envelope.merchant.clone();
         let ended = Ended::of(&answer);
+        let retry_after = answer.retry_after;
+        // What former attempts left in doubt is settled.
+        held.stored.state.ambiguous &= !answer.absent;
         held.stage = Stage::Answered {
             number,
             at,
@@ -204,6 +202,10 @@ impl PartitionMachine {
         };
         backlog.running = backlog.running.saturating_sub(1);
         self.running = self.running.saturating_sub(1);
+        if let (Some(wait), Some(merchant)) = (retry_after, &backlog.active) {
+            let until = now.wall.saturating_add(millis(wait));
+            self.commands.extend(close_scope(merchant, until));
+        }
         if let Some(held) = self.window.get(&seq)
             && let Stage::Answered { answer, .. } = &held.stage
         {
@@ -245,7 +247,7 @@ impl PartitionMachine {
                     state.due = Some(due);
                     state.ambiguous = ambiguous;
                     self.remember_attempts(&held.stored);
-                    self.writer.unmark_attempt(merchant, seq);
+                    self.unlist(merchant, seq, ambiguous);
                     self.keep_in_store(held, true);
                 }
             }
@@ -253,14 +255,19 @@ impl PartitionMachine {
                 if let Some(held) = self.window.get_mut(&seq) {
                     record_attempt(held, false);
                     held.stage = Stage::Offered;
-                    self.writer.unmark_attempt(merchant, seq);
+                    let ambiguous = held.stored.state.ambiguous;
+                    self.unlist(merchant, seq, ambiguous);
                 }
             }
             Effect::Return { seq } => {
                 if let Some(held) = self.leave_window(seq) {
-                    self.keep_in_store(held, false);
+                    // The store may not know of the doubt.
+                    let changed = held.stored.state.ambiguous;
+                    self.keep_in_store(held, changed);
                 }
             }
+            // Counted with what was given back.
+            Effect::Hold => {}
             Effect::Withdrawn { seq } => self.on_withdrawn(seq, now),
             Effect::Closure(closure) => self.on_closure(merchant, closure),
         }
@@ -280,6 +287,14 @@ impl PartitionMachine {
                 self.event(Event::Closed { merchant, closure });
             }
             None => self.event(Event::Opened { merchant }),
+        }
+    }
+
+    /// An attempt ended and the order goes on. What may be at the merchant stays listed, so that a
+    /// successor asks, too.
+    fn unlist(&mut self, merchant: &MerchantId, seq: Seq, ambiguous: bool) {
+        if !ambiguous {
+            self.writer.unmark_attempt(merchant, seq);
         }
     }
 
@@ -344,8 +359,9 @@ impl PartitionMachine {
         };
         let Stage::Answered { answer, .. } = &held.stage else {
             let merchant = held.stored.order.envelope.merchant.clone();
-            self.writer.unmark_attempt(&merchant, seq);
-            return self.keep_in_store(held, false);
+            self.unlist(&merchant, seq, held.stored.state.ambiguous);
+            let changed = held.stored.state.ambiguous;
+            return self.keep_in_store(held, changed);
         };
         let class = answer.class;
         let merchant = held.stored.order.envelope.merchant.clone();
@@ -572,10 +588,12 @@ impl PartitionMachine {
 
     /// A manifest was created, changed or deleted.
     pub fn on_registry(&mut self, merchant: &MerchantId, directory: &dyn Directory, now: Now) {
+        let manifest = directory.merchant(merchant);
+        self.parked_under(merchant, manifest.as_deref());
         let Some(backlog) = self.backlogs.get_mut(merchant) else {
             return;
         };
-        match (directory.merchant(merchant), backlog.active.clone()) {
+        match (manifest, backlog.active.clone()) {
             (None, _) => {
                 self.let_go(merchant, now);
                 let waits = self.backlogs.get(merchant).is_some_and(|b| b.unloaded > 0);
@@ -686,6 +704,27 @@ impl PartitionMachine {
             .map(|merchant: &Merchant| millis(merchant.adapter.timeout))
             .max()
             .unwrap_or(0)
+    }
+}
+
+/// The limit that the merchant's answer spoke of, where others share it.
+fn close_scope(merchant: &Merchant, until: UnixMillis) -> Option<Command> {
+    let kind = merchant.adapter.rate_limit_scope;
+    let id = match kind {
+        LimitScope::Merchant => return None,
+        LimitScope::Group => merchant.group.clone(),
+        LimitScope::Credential => merchant.adapter.credential.clone()?,
+    };
+    Some(Command::CloseScope { kind, id, until })
+}
+
+fn launch(merchant: Arc<Merchant>, held: &Held, number: u32) -> Command {
+    let lookup = merchant.adapter.idempotency == Idempotency::Lookup;
+    Command::Launch {
+        look_first: lookup && held.stored.state.ambiguous,
+        order: Arc::clone(&held.stored.order),
+        merchant,
+        number,
     }
 }
 

@@ -73,6 +73,8 @@ enum UnderWay {
         low_water: Seq,
         last_taken: (Seq, UnixMillis),
         purge: Option<(MerchantId, Seq)>,
+        /// Of the parked orders in it.
+        parked: u64,
     },
 }
 
@@ -152,6 +154,10 @@ impl Writer {
     /// An unrepeatable attempt wants to start.
     pub(super) fn mark_attempt(&mut self, merchant: &MerchantId, seq: Seq, id: OrderId) {
         let attempts = self.attempts.entry(merchant.clone()).or_default();
+        if attempts.in_flight.contains_key(&seq) {
+            // In doubt since an earlier attempt; the next mark lists it again.
+            return self.dirty(merchant);
+        }
         attempts.waiting.insert(seq, id);
         if attempts.in_flight.len() < LISTED {
             self.dirty(merchant);
@@ -233,6 +239,9 @@ impl PartitionMachine {
             kind,
         };
         self.finishing.insert(seq, finishing);
+        if kind == OutcomeKind::DeadLettered(DeadReason::Ambiguous) {
+            self.parked.park(&order);
+        }
         self.cancelling.remove(&seq);
         if let Some(backlog) = self.backlogs.get_mut(&merchant) {
             backlog.finishing += 1;
@@ -410,6 +419,7 @@ impl PartitionMachine {
             repeats_from,
             attempts: self.attempted.values().copied().collect(),
             unknown_since: self.unknown_since.clone().into_iter().collect(),
+            parked: self.parked.all(),
             spent: self.spent(now),
             unknown: self.unknown.all(now),
             last: self.closed,
@@ -420,6 +430,7 @@ impl PartitionMachine {
             low_water,
             last_taken: self.last_taken,
             purge,
+            parked: self.parked.version(),
         };
         Some((Record::Mark(Box::new(mark)), under_way))
     }
@@ -486,7 +497,9 @@ impl PartitionMachine {
                 low_water,
                 last_taken,
                 purge,
+                parked,
             } => {
+                self.parked.saved(parked);
                 if let Some((merchant, below)) = purge {
                     self.commands
                         .push_back(super::Command::Purge { merchant, below });
@@ -529,6 +542,7 @@ impl PartitionMachine {
             backlog.finishing = backlog.finishing.saturating_sub(1);
             backlog.finished_since_purge += 1;
         }
+        self.parked_finished(&merchant, seq, directory, now);
         if in_store {
             self.ops.push(StoreOp::Remove {
                 merchant: merchant.clone(),

@@ -26,6 +26,7 @@ fn machine() -> PartitionMachine {
         attempts: Vec::new(),
         closed: Vec::new(),
         unknown_since: Vec::new(),
+        parked: Vec::new(),
         spent: Vec::new(),
         unknown: Vec::new(),
         marked_at: 0,

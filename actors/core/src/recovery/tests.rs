@@ -57,6 +57,7 @@ fn outcomes(seq: Seq, stamp: Stamp, finished: &[Seq]) -> Entry {
                 payload: 0,
                 seq: *seq,
             }),
+            parked: None,
         })
         .collect();
     entry(seq, EntryBody::Outcomes(stamp, finished))
@@ -93,6 +94,7 @@ fn mark(seq: Seq, stamp: Stamp, low_water: Seq, finished: &[Seq], covers: Seq) -
         }],
         closed: Vec::new(),
         unknown_since: Vec::new(),
+        parked: Vec::new(),
         spent: Vec::new(),
         unknown: Vec::new(),
         last: false,

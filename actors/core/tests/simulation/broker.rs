@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use expediter_core::LogMessage;
 use expediter_core::recovery::{Entry, EntryBody, Finished, Incomplete, Recovered, Recovery};
-use expediter_core::repeats;
 use expediter_core::store::PartitionMeta;
+use expediter_core::{LogMessage, key_hash, repeats};
 use expediter_types::{
-    Claim, ClaimState, DeadReason, Mark, MerchantId, Outcome, OutcomeKind, Record, Seq, Stamp,
+    Claim, ClaimState, DeadReason, Mark, MerchantId, Outcome, OutcomeKind, ParkedOrder, Record,
+    Seq, Stamp,
 };
 
 /// The stream forgets message ids after so long, in microseconds.
@@ -230,9 +230,18 @@ fn finished(outcome: &Outcome) -> Finished {
             seq,
         )
     });
+    let ambiguous = outcome.kind == OutcomeKind::DeadLettered(DeadReason::Ambiguous);
+    let parked = ambiguous.then(|| ParkedOrder {
+        merchant: envelope.merchant.clone(),
+        seq,
+        id: id.clone(),
+        generation,
+        key: envelope.key.as_deref().map(key_hash),
+    });
     Finished {
         seq,
         merchant: envelope.merchant.clone(),
         repeat,
+        parked,
     }
 }

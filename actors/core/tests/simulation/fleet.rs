@@ -1,11 +1,11 @@
 //! The merchants' systems, and the requests that are on the wire to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use expediter_core::Order;
-use expediter_types::{Answer, AttemptClass, Idempotency, Merchant, MerchantId, Seq};
+use expediter_types::{Answer, AttemptClass, Merchant, MerchantId, OrderId, Seq};
 
 use crate::plan::Behaviour;
 use crate::rng::Rng;
@@ -21,6 +21,19 @@ pub(crate) struct Attempt {
     /// By the monotonic clock.
     pub(crate) launched: u64,
     pub(crate) hangs: bool,
+    /// The merchant gets the order also where nobody hears so.
+    pub(crate) arrives: bool,
+    /// A look-up just before said that the merchant has not got it.
+    pub(crate) absent: bool,
+}
+
+/// What a merchant says to who asks for an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Looked {
+    Found,
+    Absent,
+    /// It cannot say; nothing is sent.
+    Undecided(AttemptClass),
 }
 
 impl Attempt {
@@ -34,13 +47,57 @@ impl Attempt {
 pub(crate) struct Fleet {
     pub(crate) wire: Vec<Attempt>,
     pub(crate) behaviours: BTreeMap<MerchantId, Behaviour>,
+    /// What the merchants have.
+    received: BTreeSet<(MerchantId, OrderId)>,
+}
+
+fn id_of(order: &Order) -> (MerchantId, OrderId) {
+    (order.envelope.merchant.clone(), order.envelope.id.clone())
 }
 
 impl Fleet {
     pub(crate) fn launch(&mut self, mut attempt: Attempt, rng: &mut Rng) {
         let behaviour = &self.behaviours[&attempt.merchant.id];
         attempt.hangs = rng.chance(behaviour.hangs);
+        attempt.arrives = rng.chance(500);
         self.wire.push(attempt);
+    }
+
+    /// The truth, or no answer.
+    pub(crate) fn look(&self, order: &Order, mono: u64, rng: &mut Rng) -> Looked {
+        if rng.chance(150) {
+            return Looked::Undecided(*rng.pick(&[
+                AttemptClass::Retry,
+                AttemptClass::RateLimited,
+                AttemptClass::Suspended,
+                AttemptClass::Misconfigured,
+                AttemptClass::Local,
+            ]));
+        }
+        let id = id_of(order);
+        // Nobody has collected their ends yet.
+        let ended = |a: &Attempt| a.ends() <= mono && a.arrives && id_of(&a.order) == id;
+        match self.received.contains(&id) || self.wire.iter().any(ended) {
+            true => Looked::Found,
+            false => Looked::Absent,
+        }
+    }
+
+    /// An attempt of the order may still reach its merchant.
+    pub(crate) fn on_wire(&self, order: &Order, mono: u64) -> bool {
+        let id = id_of(order);
+        let of = |a: &Attempt| a.ends() > mono && id_of(&a.order) == id;
+        self.wire.iter().any(of)
+    }
+
+    /// False: the merchant has the order already.
+    pub(crate) fn receive(&mut self, attempt: &Attempt, class: AttemptClass) -> bool {
+        let got = match class {
+            AttemptClass::Delivered => true,
+            AttemptClass::Ambiguous => attempt.arrives,
+            _ => false,
+        };
+        !got || self.received.insert(id_of(&attempt.order))
     }
 
     /// Of one owner, to one merchant.
@@ -78,9 +135,7 @@ impl Fleet {
         };
         let class = match class {
             // Who does not deduplicate cannot know.
-            AttemptClass::AlreadyDone
-                if attempt.merchant.adapter.idempotency == Idempotency::None =>
-            {
+            AttemptClass::AlreadyDone if !attempt.merchant.adapter.idempotency.deduplicates() => {
                 AttemptClass::Delivered
             }
             class => class,
@@ -92,6 +147,7 @@ impl Fleet {
             class,
             status: None,
             retry_after,
+            absent: attempt.absent,
             detail: String::new(),
             excerpt: Default::default(),
             took: Duration::from_micros(mono - attempt.launched),

@@ -123,6 +123,7 @@ impl Alone {
             let ended = Ended {
                 class: AttemptClass::Delivered,
                 retry_after: None,
+                absent: false,
                 took: Duration::ZERO,
             };
             return self.machine.answer(seq, stale, ended, self.now, 0);
@@ -139,6 +140,7 @@ impl Alone {
         let ended = Ended {
             class,
             retry_after,
+            absent: false,
             took: Duration::from_micros(self.rng.skewed(timeout)),
         };
         let random = self.rng.next();
@@ -296,7 +298,7 @@ impl Alone {
                     );
                 }
                 Effect::Again { seq } => assert!(self.orders.contains_key(&seq)),
-                Effect::Closure(_) => {}
+                Effect::Hold | Effect::Closure(_) => {}
             }
         }
     }

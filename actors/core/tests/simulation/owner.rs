@@ -15,7 +15,7 @@ use expediter_types::{
 use crate::actor::{Actor, Begun, Places, Reported, Step, Stepped};
 use crate::broker::{Late, Write};
 use crate::env::{Change, Directory, Env, Plant};
-use crate::fleet::Attempt;
+use crate::fleet::{Attempt, Looked};
 use crate::shadow::{Launching, broken};
 use crate::store::{Job, Store};
 

@@ -205,7 +205,12 @@ fn merchant(
     spec.breaker = breaker(rng);
     spec.adapter = Adapter {
         timeout: Duration::from_secs(rng.range(1, 20)),
-        idempotency: *rng.pick(&[Idempotency::Native, Idempotency::None]),
+        idempotency: *rng.pick(&[
+            Idempotency::Native,
+            Idempotency::UniqueRef,
+            Idempotency::Lookup,
+            Idempotency::None,
+        ]),
         idempotency_window: Duration::from_secs(match windows {
             true => *rng.pick(&[20, 60, 600]),
             false => 30 * 86_400,

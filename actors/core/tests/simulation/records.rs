@@ -117,7 +117,8 @@ impl Shadow {
         let payload = |seq: &Seq| self.truth[seq].order.as_ref().map(|o| o.payload_hash).ok();
         let holds = match kind {
             OutcomeKind::Delivered => {
-                answered(&[AttemptClass::Delivered, AttemptClass::AlreadyDone])
+                self.found.contains(&id)
+                    || answered(&[AttemptClass::Delivered, AttemptClass::AlreadyDone])
             }
             OutcomeKind::Rejected => answered(&[AttemptClass::Rejected]),
             OutcomeKind::Expired => {
@@ -147,7 +148,8 @@ impl Shadow {
                     self.sent.contains_key(&id) || self.listed.contains(&seq) || self.forgetful
                 }
                 DeadReason::AttemptsExhausted => {
-                    sent().count() >= self.fewest_attempts(&id.0) as usize
+                    let looked = self.undecided.get(&seq).copied().unwrap_or(0);
+                    sent().count() + looked >= self.fewest_attempts(&id.0) as usize
                 }
                 DeadReason::Invalid => answered(&[AttemptClass::Invalid]),
                 DeadReason::IdConflict => others().any(|s| payload(s) != Some(order.payload_hash)),

@@ -11,6 +11,7 @@ use expediter_types::{
 };
 
 use crate::actor::Begun;
+use crate::fleet::Looked;
 use crate::plan::surely_not;
 
 /// Starts of a merchant that are looked back at.
@@ -45,11 +46,13 @@ pub(crate) struct Sent {
     marked_over: bool,
     /// `None`: nobody knows yet, or ever.
     pub(crate) class: Option<AttemptClass>,
+    /// A look-up after it said that the merchant has not got the order.
+    settled: bool,
 }
 
 impl Sent {
     pub(crate) fn maybe_received(&self) -> bool {
-        !self.class.is_some_and(surely_not)
+        !self.settled && !self.class.is_some_and(surely_not)
     }
 }
 
@@ -75,10 +78,18 @@ pub(crate) struct Launching<'a> {
     pub(crate) now: Now,
     /// Of the same owner to the same merchant, before this one.
     pub(crate) in_flight: usize,
+    /// The merchant was asked just before, and has not got the order.
+    pub(crate) absent: bool,
+    /// Another attempt of the order may still reach the merchant.
+    pub(crate) on_wire: bool,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Shadow {
+    /// A look-up found them at their merchants.
+    pub(crate) found: BTreeSet<(MerchantId, OrderId)>,
+    /// Attempts that ended with a look-up which decided nothing.
+    pub(crate) undecided: BTreeMap<Seq, usize>,
     pub(crate) truth: BTreeMap<Seq, Truth>,
     pub(crate) same_id: BTreeMap<(MerchantId, OrderId), Vec<Seq>>,
     /// Orders without a durable outcome.
@@ -242,8 +253,13 @@ impl Shadow {
             at: now.mono,
             marked_over: false,
             class: None,
+            settled: false,
         };
-        self.sent.entry(id).or_default().push(sent);
+        let all = self.sent.entry(id).or_default();
+        if launching.absent {
+            all.iter_mut().for_each(|before| before.settled = true);
+        }
+        all.push(sent);
     }
 
     fn judge_repeats(&self, launching: &Launching<'_>, id: &(MerchantId, OrderId)) {
@@ -274,6 +290,13 @@ impl Shadow {
                     sent.class,
                     sent.seq
                 );
+            }
+            if merchant.adapter.idempotency == Idempotency::Lookup {
+                let blind = !launching.absent || (launching.on_wire && !self.jumps);
+                if blind {
+                    broken!("ORD-3", "order {seq} is sent again blindly ({})", sent.seq);
+                }
+                continue;
             }
             // Over several crashes the first attempt's time may be known too late (ARCHITECTURE.md).
             if sent.token == token && begun.at.mono >= sent.at + window && !sent.marked_over {
@@ -368,6 +391,16 @@ impl Shadow {
                     );
                 }
             }
+        }
+    }
+
+    /// A merchant was asked for an order that may have been received.
+    pub(crate) fn looked(&mut self, order: &Order, looked: Looked) {
+        let id = (order.envelope.merchant.clone(), order.envelope.id.clone());
+        match looked {
+            Looked::Found => drop(self.found.insert(id)),
+            Looked::Undecided(_) => *self.undecided.entry(order.seq).or_default() += 1,
+            Looked::Absent => {}
         }
     }
 

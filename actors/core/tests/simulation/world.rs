@@ -215,6 +215,10 @@ impl World {
                 answer.retry_after
             )
         });
+        let twice = !self.env.fleet.receive(&attempt, answer.class);
+        if twice && attempt.merchant.adapter.idempotency.is_marked() && !self.env.plan.jumps {
+            broken!("ORD-3", "{} gets order {seq} twice", attempt.merchant.id);
+        }
         self.env
             .shadow
             .answered(&attempt.order, attempt.token, answer.class);

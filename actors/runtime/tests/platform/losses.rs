@@ -117,6 +117,7 @@ fn claimed(token: Seq, replaces: Seq, before: Seq) -> Recovered {
         attempts: Vec::new(),
         closed: Vec::new(),
         unknown_since: Vec::new(),
+        parked: Vec::new(),
         spent: Vec::new(),
         unknown: Vec::new(),
         marked_at: 0,

@@ -43,6 +43,7 @@ async fn a_request_says_what_it_is() {
         merchant: merchant.shared(),
         order,
         number: 3,
+        look_first: false,
     };
     assert_eq!(
         courier().attempt(request).await.class,
@@ -97,6 +98,7 @@ async fn what_is_absent_or_illegal_is_left_out() {
         merchant: merchant(&server.url()).shared(),
         order: order_of(envelope, b""),
         number: 1,
+        look_first: false,
     };
     assert_eq!(
         courier().attempt(request).await.class,

@@ -2,6 +2,7 @@
 
 mod answers;
 mod headers;
+mod inquiry;
 mod support;
 mod tls;
 mod transport;

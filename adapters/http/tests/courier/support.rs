@@ -104,6 +104,7 @@ pub(crate) async fn attempt(courier: &HttpCourier, merchant: &Arc<Merchant>, id:
             merchant: Arc::clone(merchant),
             order,
             number: 1,
+            look_first: false,
         })
         .await
 }

@@ -141,6 +141,7 @@ impl Host {
             attempts: Vec::new(),
             closed: Vec::new(),
             unknown_since: Vec::new(),
+            parked: Vec::new(),
             spent: Vec::new(),
             unknown: Vec::new(),
             last: false,

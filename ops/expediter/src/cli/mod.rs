@@ -7,6 +7,7 @@
 pub(crate) mod audit;
 pub(crate) mod completion;
 pub(crate) mod config;
+mod dead;
 mod error;
 mod follow;
 mod global;

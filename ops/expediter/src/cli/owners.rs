@@ -36,6 +36,15 @@ pub(super) struct Busy {
     pub(super) silent: Vec<Partition>,
 }
 
+/// What the owner did about those behind a parked order.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Released {
+    /// There were such until then.
+    pub(super) held: bool,
+    /// It would survive the owner's end.
+    pub(super) saved: bool,
+}
+
 impl Owners {
     /// Of the streams behind this connection.
     pub(super) async fn of(connection: &Connection) -> Result<Self, Error> {
@@ -142,6 +151,25 @@ impl Owners {
         };
         match self.ask(partition, &request).await? {
             ControlReply::Cancel { result, seq, seen } => Ok((result, seq, seen)),
+            _ => Err(strange(partition)),
+        }
+    }
+
+    /// Lets the orders behind a parked one go on, which a person has resolved.
+    pub(super) async fn resolve(
+        &self,
+        merchant: &MerchantId,
+        id: &OrderId,
+        generation: u32,
+    ) -> Result<Released, Error> {
+        let partition = self.partition(merchant);
+        let request = ControlRequest::OrderResolve {
+            merchant: merchant.clone(),
+            id: id.clone(),
+            generation,
+        };
+        match self.ask(partition, &request).await? {
+            ControlReply::Resolve { held, saved } => Ok(Released { held, saved }),
             _ => Err(strange(partition)),
         }
     }

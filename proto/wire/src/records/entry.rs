@@ -2,7 +2,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use expediter_types::{
-    AttemptMark, Claim, MerchantId, OrderId, OutcomeKind, Seq, ShiftRecord, Stamp,
+    AttemptMark, Claim, MerchantId, OrderId, OrderKey, OutcomeKind, Seq, ShiftRecord, Stamp,
 };
 use serde::Deserialize;
 
@@ -35,6 +35,8 @@ pub struct WireFinished {
     pub id: OrderId,
     pub generation: u32,
     pub payload_hash: u64,
+    /// Its ordering key.
+    pub key: Option<OrderKey>,
     /// `None`: an outcome that a newer version knows; the sequence is finished all the same.
     pub kind: Option<OutcomeKind>,
 }
@@ -72,6 +74,8 @@ struct FinishedJson<'a> {
     #[serde(borrow, default)]
     reason: Option<Cow<'a, str>>,
     payload_hash: Hex64,
+    #[serde(borrow, default)]
+    key: Option<Cow<'a, str>>,
 }
 
 /// Reads any record of OUTCOMES by its subject, and of outcomes only what recovery needs.
@@ -118,6 +122,7 @@ fn finished(from: FinishedJson<'_>) -> Result<WireFinished, WireError> {
         id: OrderId::new(&from.id).map_err(invalid)?,
         generation: from.generation,
         payload_hash: from.payload_hash.0,
+        key: from.key.as_deref().map(OrderKey::from),
         kind: kind(&from.outcome, from.reason.as_deref()),
     })
 }

@@ -6,14 +6,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use expediter_types::{
-    AttemptCount, ClosedBecause, ClosedMerchant, Mark, MerchantId, SpentQuota, Stamp,
+    AttemptCount, ClosedBecause, ClosedMerchant, Mark, MerchantId, OrderId, ParkedOrder,
+    SpentQuota, Stamp,
 };
 use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::dead::split_line;
-use crate::json::{self, IncarnationJson, V1};
+use crate::json::{self, Hex64, IncarnationJson, V1};
 use crate::{Rfc3339, WireError};
 
 /// The largest message of a mark, in bytes, but for some 200 bytes around a part.
@@ -94,6 +95,8 @@ struct ContentJson<'a> {
     #[serde(borrow)]
     unknown_since: Vec<UnknownJson<'a>>,
     #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    parked: Vec<ParkedJson<'a>>,
+    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
     spent: Vec<SpentJson<'a>>,
     /// Milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -141,6 +144,18 @@ struct UnknownJson<'a> {
     #[serde(borrow)]
     merchant: Cow<'a, str>,
     since: Rfc3339,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ParkedJson<'a> {
+    #[serde(borrow)]
+    merchant: Cow<'a, str>,
+    seq: u64,
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    generation: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<Hex64>,
 }
 
 /// Writes a mark, in parts when it does not fit [`PART_BYTES`].
@@ -237,6 +252,7 @@ fn encode_content(mark: &Mark) -> Box<RawValue> {
                 since: Rfc3339(*since),
             })
             .collect(),
+        parked: mark.parked.iter().map(ParkedJson::from).collect(),
         spent: mark.spent.iter().map(SpentJson::from).collect(),
         unknown: mark.unknown.clone(),
         last: mark.last,
@@ -263,6 +279,18 @@ impl<'a> From<&'a ClosedMerchant> for ClosedJson<'a> {
             because: from.because.as_str().into(),
             until: Rfc3339(from.until),
             times: from.times,
+        }
+    }
+}
+
+impl<'a> From<&'a ParkedOrder> for ParkedJson<'a> {
+    fn from(from: &'a ParkedOrder) -> Self {
+        Self {
+            merchant: from.merchant.as_str().into(),
+            seq: from.seq,
+            id: from.id.as_str().into(),
+            generation: from.generation,
+            key: from.key.map(Hex64),
         }
     }
 }
@@ -400,6 +428,15 @@ fn read_content(bytes: &[u8], record: &MarkJson<'_>) -> Result<Mark, WireError> 
         .unknown_since
         .iter()
         .map(|entry| Ok((merchant(&entry.merchant)?, entry.since.0)));
+    let parked = content.parked.iter().map(|entry| {
+        Ok(ParkedOrder {
+            merchant: merchant(&entry.merchant)?,
+            seq: entry.seq,
+            id: OrderId::new(&entry.id).map_err(|e| e.to_string())?,
+            generation: entry.generation,
+            key: entry.key.map(|key| key.0),
+        })
+    });
     let invalid = |detail: String| WireError::invalid(WHAT, detail);
     Ok(Mark {
         low_water: record.low_water,
@@ -410,6 +447,7 @@ fn read_content(bytes: &[u8], record: &MarkJson<'_>) -> Result<Mark, WireError> 
         attempts: content.attempts.iter().map(AttemptCount::from).collect(),
         closed: closed.collect::<Result<_, _>>().map_err(invalid)?,
         unknown_since: unknown.collect::<Result<_, _>>().map_err(invalid)?,
+        parked: parked.collect::<Result<_, _>>().map_err(invalid)?,
         spent: spent.collect::<Result<_, _>>().map_err(invalid)?,
         unknown: content.unknown,
         last: content.last,

@@ -82,6 +82,7 @@ fn finished(outcome: &Outcome) -> WireFinished {
         id: outcome.envelope.id.clone(),
         generation: outcome.envelope.generation,
         payload_hash: outcome.payload_hash,
+        key: outcome.envelope.key.clone(),
         kind: Some(outcome.kind),
     }
 }
@@ -99,6 +100,17 @@ fn ids() -> impl Strategy<Value = MerchantId> {
 }
 
 prop_compose! {
+    fn parked()(
+        merchant in ids(),
+        id in "[!-~]{1,128}",
+        (seq, generation) in any::<(u64, u32)>(),
+        key in of(any::<u64>()),
+    ) -> ParkedOrder {
+        ParkedOrder { merchant, seq, id: OrderId::new(&id).unwrap(), generation, key }
+    }
+}
+
+prop_compose! {
     fn marks()(
         (low_water, seen, covers, repeats_from) in any::<(u64, u64, u64, u64)>(),
         finished in vec((any::<u64>(), 1..3000_u64), 0..6),
@@ -108,6 +120,7 @@ prop_compose! {
         unknown in vec((0..=MAX_MILLIS, 0..=MAX_MILLIS), 0..3),
         last in any::<bool>(),
         unknown_since in vec((ids(), 0..=MAX_MILLIS), 0..3),
+        parked in vec(parked(), 0..3),
         at in 0..=MAX_MILLIS,
     ) -> Mark {
         let closed = closed.into_iter().map(|(merchant, cause, until, times)| {
@@ -123,7 +136,7 @@ prop_compose! {
         }
         Mark {
             low_water, seen, finished: set, covers, repeats_from, attempts,
-            closed: closed.collect(), unknown_since, spent: spent.collect(), unknown, last, at,
+            closed: closed.collect(), unknown_since, parked, spent: spent.collect(), unknown, last, at,
         }
     }
 }
@@ -284,6 +297,7 @@ fn a_mark(finished: RoaringTreemap) -> Mark {
         attempts: Vec::new(),
         closed: Vec::new(),
         unknown_since: Vec::new(),
+        parked: Vec::new(),
         spent: Vec::new(),
         unknown: Vec::new(),
         last: false,

@@ -8,6 +8,7 @@ mod holds;
 mod merchants;
 mod orders;
 mod removal;
+mod resolve;
 mod runbooks;
 mod scopes;
 

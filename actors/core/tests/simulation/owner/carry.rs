@@ -53,9 +53,11 @@ impl Owner {
                 merchant,
                 order,
                 number,
+                look_first,
             } => {
-                self.launch(merchant, order, number, node, env);
+                self.launch(merchant, order, number, look_first, node, env);
             }
+            Command::CloseScope { .. } => {}
             Command::Load(load) => node.store.push(Job::Load {
                 token: self.token,
                 load,
@@ -116,6 +118,7 @@ impl Owner {
         merchant: Arc<Merchant>,
         order: Arc<Order>,
         number: u32,
+        look_first: bool,
         node: &mut Node<'_>,
         env: &mut Env,
     ) {
@@ -132,6 +135,7 @@ impl Owner {
                 class,
                 status: None,
                 retry_after: None,
+                absent: false,
                 detail: String::new(),
                 excerpt: Default::default(),
                 took: Default::default(),
@@ -147,6 +151,22 @@ impl Owner {
         }
         if !node.fresh && env.plant != Some(Plant::IgnoreLease) {
             return say(AttemptClass::Local);
+        }
+        let mut absent = false;
+        if look_first {
+            let looked = env.fleet.look(&order, now.mono, &mut env.rng);
+            env.trace(|| {
+                format!(
+                    "p{} asks {} for {seq}: {looked:?}",
+                    node.process, merchant.id
+                )
+            });
+            env.shadow.looked(&order, looked);
+            match looked {
+                Looked::Found => return say(AttemptClass::AlreadyDone),
+                Looked::Undecided(class) => return say(class),
+                Looked::Absent => absent = true,
+            }
         }
         env.trace(|| {
             format!(
@@ -164,6 +184,8 @@ impl Owner {
                 begun: &begun,
                 now,
                 in_flight: env.fleet.in_flight(self.token, &merchant.id),
+                absent,
+                on_wire: env.fleet.on_wire(&order, now.mono),
             };
             env.shadow
                 .launch(&launching, |seq| self.machine.is_finishing(seq));
@@ -176,6 +198,8 @@ impl Owner {
             order,
             launched: now.mono,
             hangs: false,
+            arrives: false,
+            absent,
         };
         env.fleet.launch(attempt, &mut env.rng);
     }

@@ -239,6 +239,7 @@ mod tests {
                 class: AttemptClass::Invalid,
                 status: Some(422),
                 retry_after: None,
+                absent: false,
                 detail: "HTTP 422".to_owned(),
                 excerpt: Bytes::new(),
                 took: Duration::from_millis(41),

@@ -4,6 +4,7 @@ mod cancel;
 mod input;
 mod message;
 mod publish;
+mod resolve;
 mod show;
 
 use clap::Subcommand;
@@ -19,6 +20,8 @@ pub(crate) enum Verb {
     Show(show::Args),
     /// Take an order back that was not sent
     Cancel(cancel::Args),
+    /// Say what became of an order that the merchant may have received
+    Resolve(Box<resolve::Args>),
 }
 
 pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
@@ -27,6 +30,7 @@ pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
             Verb::Publish(args) => Box::pin(publish::run(global, *args)).await,
             Verb::Show(args) => Box::pin(show::run(global, args)).await,
             Verb::Cancel(args) => Box::pin(cancel::run(global, args)).await,
+            Verb::Resolve(args) => Box::pin(resolve::run(global, *args)).await,
         }
     })
 }

@@ -1,0 +1,164 @@
+//! Orders of which nobody knows whether they arrived: a person, or the merchant itself, decides.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use expediter_fleet::merchants::{Behaviour, Ending, Step};
+use expediter_harness::{NewOrder, World, eventually};
+use expediter_types::{Idempotency, Lookup, Merchant, OnPark, Ordering};
+
+use super::{CONFLICT, FAILED, NOT_FOUND, OK, USAGE, run};
+
+const SOON: Duration = Duration::from_secs(15);
+
+/// Gives up on an answer after a second.
+fn merchant(world: &World, id: &str, idempotency: Idempotency) -> Merchant {
+    let mut merchant = world.merchant(id);
+    merchant.adapter.timeout = Duration::from_secs(1);
+    merchant.adapter.idempotency = idempotency;
+    merchant
+}
+
+fn hangs_once() -> Behaviour {
+    Behaviour::default().scripted(vec![Step::ending(Ending::Hang)])
+}
+
+async fn ends(world: &World, merchant: &str, id: &str, outcome: &str) -> Result<serde_json::Value> {
+    eventually("the order ends", SOON, || async {
+        let show = run(world, &["order", "show", id, "-m", merchant, "--json"]).await?;
+        let shown = show.object()?;
+        ensure!(shown["outcome"] == outcome, "{shown}");
+        Ok(Some(shown))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_resolves_what_may_have_arrived() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    world
+        .register(&merchant(&world, "luigis", Idempotency::None))
+        .await?;
+    let resolve = |id: &'static str, what: &'static str| {
+        let verb = ["order", "resolve", id, "-m", "luigis", "--as", what];
+        [
+            &verb[..],
+            &["--reason", "asked them", "--actor", "ann", "--json"],
+        ]
+        .concat()
+    };
+    for id in ["1", "2", "3"] {
+        world.fleet.set("luigis", hangs_once())?;
+        let order = NewOrder::to("luigis").id(id);
+        world.publisher().send(order).await?;
+        let parked = ends(&world, "luigis", id, "dead_lettered").await?;
+        ensure!(parked["reason"] == "ambiguous", "{parked}");
+    }
+    for (id, what) in [("1", "delivered"), ("2", "dead")] {
+        let done = run(&world, &resolve(id, what)).await?.exits(OK)?.object()?;
+        ensure!(done["as"] == what && done["generation"] == 1, "{done}");
+        run(&world, &resolve(id, "retry"))
+            .await?
+            .exits(CONFLICT)?
+            .tells(&["resolved as", what, "ann", "asked them"])?;
+    }
+    let done = run(&world, &resolve("3", "retry"))
+        .await?
+        .exits(OK)?
+        .object()?;
+    ensure!(done["next"]["generation"] == 2, "{done}");
+    let shown = ends(&world, "luigis", "3", "delivered").await?;
+    ensure!(shown["generation"] == 2, "{shown}");
+    run(&world, &resolve("3", "delivered"))
+        .await?
+        .exits(FAILED)?;
+    run(&world, &resolve("4", "dead")).await?.exits(NOT_FOUND)?;
+    let mut silent = resolve("1", "dead");
+    silent[8] = " ";
+    run(&world, &silent).await?.exits(USAGE)?;
+    let records = run(&world, &["audit", "--verb", "order.resolve", "--json"]).await?;
+    let records = records.exits(OK)?.objects()?;
+    ensure!(records.len() == 3, "{records:?}");
+    ensure!(records[2]["details"]["as"] == "retry", "{records:?}");
+    ensure!(records[2]["details"]["record"].is_u64(), "{records:?}");
+    node.check(&[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_look_up_finds_counts_as_delivered() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    let mut asked = merchant(&world, "asked", Idempotency::Lookup);
+    asked.adapter.lookup = Some(Box::new(Lookup {
+        url: format!("{}/{{id}}", asked.adapter.url),
+        rules: Vec::new(),
+    }));
+    world.register(&asked).await?;
+    // It takes the order, and its answer is lost.
+    world.fleet.set("asked", hangs_once())?;
+    let order = NewOrder::to("asked").id("1");
+    world.publisher().send(order).await?;
+    let shown = ends(&world, "asked", "1", "delivered").await?;
+    let classes: Vec<_> = shown["attempts"]
+        .as_array()
+        .context("attempts")?
+        .iter()
+        .map(|attempt| attempt["class"].clone())
+        .collect();
+    ensure!(classes == ["ambiguous", "already_done"], "{shown}");
+    ensure!(world.fleet.merchant_stats("asked").arrived == 1);
+    node.check(&[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_behind_a_parked_one_wait_for_its_resolution() -> Result<()> {
+    let world = World::start().await?;
+    let mut node = world.node("node").start().await?;
+    let mut ordered = merchant(&world, "ordered", Idempotency::None);
+    ordered.limits.ordering = Ordering::Order;
+    ordered.retry.on_park = OnPark::Hold;
+    world.register(&ordered).await?;
+    world.fleet.set("ordered", hangs_once())?;
+    let publisher = world.publisher();
+    for (id, key) in [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b")] {
+        publisher
+            .send(NewOrder::to("ordered").id(id).key(key))
+            .await?;
+    }
+    ends(&world, "ordered", "a1", "dead_lettered").await?;
+    ends(&world, "ordered", "b1", "delivered").await?;
+    let arrived = || {
+        let arrivals = world.fleet.arrivals("ordered");
+        let ids = arrivals.into_iter().map(|arrival| arrival.order_id);
+        ids.filter(|id| id.starts_with('a'))
+            .collect::<Vec<String>>()
+    };
+    // Also over a crash.
+    node.kill9();
+    node.restart().await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    ensure!(arrived() == ["a1"], "{:?}", arrived());
+    let resolve = ["order", "resolve", "a1", "-m", "ordered", "--reason", "why"];
+    run(&world, &[&resolve[..], &["--as", "retry"]].concat())
+        .await?
+        .exits(OK)?
+        .says(&["generation 2"])?;
+    ends(&world, "ordered", "a3", "delivered").await?;
+    ensure!(arrived() == ["a1", "a1", "a2", "a3"], "{:?}", arrived());
+
+    world.fleet.set("ordered", hangs_once())?;
+    for id in ["a4", "a5"] {
+        publisher
+            .send(NewOrder::to("ordered").id(id).key("a"))
+            .await?;
+    }
+    ends(&world, "ordered", "a4", "dead_lettered").await?;
+    let resolve = ["order", "resolve", "a4", "-m", "ordered", "--reason", "why"];
+    run(&world, &[&resolve[..], &["--as", "delivered"]].concat())
+        .await?
+        .exits(OK)?
+        .says(&["the orders behind it go on"])?;
+    ends(&world, "ordered", "a5", "delivered").await?;
+    node.check(&[]).await
+}
