@@ -10,6 +10,7 @@
 mod backlog;
 mod cancel;
 mod drain;
+mod explain;
 mod holds;
 mod intake;
 mod lanes;
@@ -37,6 +38,7 @@ use crate::{Order, Stored, key_hash, ledger::Ledger};
 pub use backlog::{Load, Loaded};
 pub use cancel::{Cancel, Cancelling};
 pub use drain::Drained;
+pub use explain::{Explained, OrderWait};
 pub use holds::Held as HeldBy;
 pub use merchants::Report;
 pub use parked::Released;

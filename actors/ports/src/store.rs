@@ -69,6 +69,15 @@ pub trait MerchantStore: Debug + Send + Sync + 'static {
     fn first(&self, partition: Partition, merchant: &MerchantId)
     -> Result<Option<Seq>, StoreError>;
 
+    /// How many orders of a merchant are stored below the sequence; counts no further than `most`.
+    fn below(
+        &self,
+        partition: Partition,
+        merchant: &MerchantId,
+        seq: Seq,
+        most: usize,
+    ) -> Result<usize, StoreError>;
+
     /// For metrics.
     fn usage(&self) -> StoreUsage;
 }

@@ -293,6 +293,28 @@ pub(crate) fn expired(
     Ok(orders)
 }
 
+pub(crate) fn below(
+    db: &Db,
+    partition: Partition,
+    merchant: &MerchantId,
+    seq: Seq,
+    most: usize,
+) -> Result<usize, Fault> {
+    let Some(last) = seq.checked_sub(1) else {
+        return Ok(0);
+    };
+    let (from, to) = (
+        keys::order(partition, merchant, 0),
+        keys::order(partition, merchant, last),
+    );
+    let mut count = 0;
+    for entry in between(db, &from, &to).take(most) {
+        entry?;
+        count += 1;
+    }
+    Ok(count)
+}
+
 pub(crate) fn first(
     db: &Db,
     partition: Partition,

@@ -286,6 +286,18 @@ impl MerchantStore for SledStore {
         self.read(partition, |db| read::first(db, partition, merchant))
     }
 
+    fn below(
+        &self,
+        partition: Partition,
+        merchant: &MerchantId,
+        seq: Seq,
+        most: usize,
+    ) -> Result<usize, StoreError> {
+        self.read(partition, |db| {
+            read::below(db, partition, merchant, seq, most)
+        })
+    }
+
     fn usage(&self) -> StoreUsage {
         StoreUsage {
             disk_bytes: self.engine.file.metadata().map_or(0, |file| file.len()),

@@ -71,11 +71,37 @@ pub enum Located {
 #[derive(Debug, Default)]
 pub(super) struct Stats {
     delivered: u64,
+    /// The minute that is counted now, and how many ended in it and in the one before.
+    minute: (u64, u64, u64),
     latencies: VecDeque<u32>,
     last_error: String,
 }
 
 impl Stats {
+    /// Brings the minutes up to date.
+    fn turn(&mut self, now: Now) {
+        let minute = now.mono / 60_000_000;
+        self.minute = match minute.saturating_sub(self.minute.0) {
+            0 => self.minute,
+            1 => (minute, 0, self.minute.1),
+            _ => (minute, 0, 0),
+        };
+    }
+
+    /// Orders that end in a minute, as of late.
+    pub(super) fn pace(&self, now: Now) -> u64 {
+        let mut minutes = Self {
+            minute: self.minute,
+            ..Self::default()
+        };
+        minutes.turn(now);
+        let (_, current, before) = minutes.minute;
+        let passed = now.mono % 60_000_000;
+        // What is left of the minute counts as the one before was.
+        let left = u128::from(before) * u128::from(60_000_000 - passed) / 60_000_000;
+        current + u64::try_from(left).unwrap_or(u64::MAX)
+    }
+
     pub(super) fn answered(&mut self, answer: &Answer, _now: Now) {
         if !matches!(
             answer.class,
@@ -86,6 +112,8 @@ impl Stats {
     }
 
     pub(super) fn finished(&mut self, kind: &OutcomeKind, detail: &str, created: u64, now: Now) {
+        self.turn(now);
+        self.minute.1 += 1;
         match kind {
             OutcomeKind::Delivered => {
                 self.delivered += 1;

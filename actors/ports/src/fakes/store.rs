@@ -359,6 +359,21 @@ impl MerchantStore for MemoryStore {
         })
     }
 
+    fn below(
+        &self,
+        partition: Partition,
+        merchant: &MerchantId,
+        seq: Seq,
+        most: usize,
+    ) -> Result<usize, StoreError> {
+        self.read(partition, |content| {
+            let all = content.range(merchant, 0, seq);
+            all.filter(|stored| stored.order.seq < seq)
+                .take(most)
+                .count()
+        })
+    }
+
     fn usage(&self) -> StoreUsage {
         StoreUsage::default()
     }

@@ -1,0 +1,70 @@
+//! Why orders wait, for people.
+
+use expediter_types::{MerchantId, Now, Seq};
+
+use super::merchants::Stage;
+use super::{Directory, MerchantRow, PartitionMachine};
+use crate::Stored;
+use crate::merchant::Wait;
+
+/// What is known of a merchant's waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explained {
+    /// `None`: it has no unfinished orders here and nothing holds it.
+    pub row: Option<MerchantRow>,
+    /// What keeps the orders in its mailbox waiting.
+    pub waits: Wait,
+    /// So many outcomes wait for their acknowledgement that nothing starts.
+    pub outcomes_wait: bool,
+    /// The owner gives the partition back.
+    pub hands_over: bool,
+    /// Orders of the merchant that ended in the last full minute, or so far in the first.
+    pub ended_per_minute: u64,
+}
+
+/// What is known of an order's waiting, besides its merchant's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderWait {
+    /// Older orders of the merchant that are in memory and not in the store.
+    pub ahead_in_memory: u64,
+    /// An older order that shares its key was parked, and a person has to resolve that.
+    pub parked_key: bool,
+    /// Its attempt is being listed in OUTCOMES and has not left.
+    pub marking: bool,
+}
+
+impl PartitionMachine {
+    /// Why a merchant's orders wait.
+    #[must_use]
+    pub fn explain(&self, merchant: &MerchantId, directory: &dyn Directory, now: Now) -> Explained {
+        let backlog = self.backlogs.get(merchant);
+        Explained {
+            row: self.rows(Some(merchant), directory, now).pop(),
+            waits: backlog.map_or(Wait::Nothing, |backlog| backlog.waits),
+            outcomes_wait: self.writer.unconfirmed() >= self.config.unconfirmed,
+            hands_over: self.draining,
+            ended_per_minute: backlog.map_or(0, |backlog| backlog.stats.pace(now)),
+        }
+    }
+
+    /// Why this order waits.
+    #[must_use]
+    pub fn explain_order(&self, stored: &Stored, directory: &dyn Directory) -> OrderWait {
+        let order = &stored.order;
+        let merchant = &order.envelope.merchant;
+        let older = |seq: Seq| seq < order.seq;
+        let ahead = self.window.values().filter(|held| {
+            let other = &held.stored.order;
+            !held.in_store && older(other.seq) && other.envelope.merchant == *merchant
+        });
+        let manifest = directory.merchant(merchant);
+        OrderWait {
+            ahead_in_memory: ahead.count() as u64,
+            parked_key: manifest.is_some_and(|manifest| self.parked.holds(&manifest, order)),
+            marking: self
+                .window
+                .get(&order.seq)
+                .is_some_and(|held| matches!(held.stage, Stage::Marking { .. })),
+        }
+    }
+}
