@@ -255,6 +255,35 @@ impl Platform {
         orders
     }
 
+    /// Older stored orders of a merchant, counted up to `most`.
+    pub async fn stored_below(
+        &self,
+        partition: Partition,
+        merchant: MerchantId,
+        seq: Seq,
+        most: usize,
+    ) -> Option<usize> {
+        self.0
+            .on_store(move |store| store.below(partition, &merchant, seq, most))
+            .await
+    }
+
+    /// When the oldest stored order of a merchant was taken in by the broker.
+    pub async fn oldest_stored(
+        &self,
+        partition: Partition,
+        merchant: MerchantId,
+    ) -> Option<expediter_types::UnixMillis> {
+        let oldest = self.0.on_store(move |store| {
+            let Some(seq) = store.first(partition, &merchant)? else {
+                return Ok(None);
+            };
+            store.get(partition, &merchant, seq)
+        });
+        let stored = oldest.await.flatten()?;
+        Some(stored.order.envelope.created)
+    }
+
     /// Starts no attempt while held: outcomes could not be recorded.
     pub fn hold(&self, held: bool) {
         self.0.capacity.hold(held);

@@ -11,7 +11,7 @@ use expediter_core::partition::{
 use expediter_nats::ControlHandler;
 use expediter_ports::BoxFuture;
 use expediter_runtime::{Clock, Platform};
-use expediter_types::{DeadReason, HoldState, MerchantId, NodeName, OrderId, Partition, Seq};
+use expediter_types::{DeadReason, Hold, HoldState, MerchantId, NodeName, OrderId, Partition, Seq};
 use expediter_wire::Rfc3339;
 use expediter_wire::control::{
     CancelResult, ControlReply, ControlRequest, HoldStatus, MAX_MERCHANTS, MerchantState,
@@ -20,6 +20,8 @@ use expediter_wire::control::{
 };
 
 use crate::node::NodeHealth;
+
+mod explain;
 
 /// Characters of a person's reason that stand in each dead letter.
 const MAX_REASON: usize = 200;
@@ -78,6 +80,18 @@ impl Control {
                 id,
                 generation,
             } => self.resolve(partition, merchant, id, generation).await,
+            ControlRequest::OrderExplain { merchant, id } => {
+                let status = self.order(partition, merchant.clone(), id).await;
+                match status {
+                    Some(ControlReply::Order(status)) => {
+                        explain::order(&self.platform, partition, merchant, status).await
+                    }
+                    other => other,
+                }
+            }
+            ControlRequest::MerchantExplain { merchant } => {
+                explain::merchant(&self.platform, partition, merchant).await
+            }
             ControlRequest::MerchantStatus { merchant } => self
                 .merchant(partition, merchant)
                 .await
@@ -107,18 +121,42 @@ impl Control {
     }
 
     async fn merchant(&self, partition: Partition, merchant: MerchantId) -> Option<MerchantStatus> {
+        let id = merchant.clone();
         let found = self.platform.ask(partition, move |machine, directory| {
             let row = machine.rows(Some(&merchant), directory, Clock::now()).pop();
             row.map_or_else(|| nothing(merchant), status)
         });
-        found.await
+        Some(self.with_oldest(partition, id, found.await?).await)
+    }
+
+    /// The oldest order may be in the store.
+    async fn with_oldest(
+        &self,
+        partition: Partition,
+        merchant: MerchantId,
+        mut status: MerchantStatus,
+    ) -> MerchantStatus {
+        if status.backlog > status.in_flight
+            && let Some(stored) = self.platform.oldest_stored(partition, merchant).await
+        {
+            let known = status.oldest.map_or(stored, |oldest| oldest.0.min(stored));
+            status.oldest = Some(Rfc3339(known));
+        }
+        status
     }
 
     async fn merchants(&self, partition: Partition, after: String) -> Option<ControlReply> {
         let rows = self.platform.ask(partition, |machine, directory| {
             machine.rows(None, directory, Clock::now())
         });
-        Some(page(rows.await?, &after))
+        let mut reply = page(rows.await?, &after);
+        if let ControlReply::Merchants { merchants, .. } = &mut reply {
+            for status in merchants {
+                let id = status.merchant.clone();
+                *status = self.with_oldest(partition, id, status.clone()).await;
+            }
+        }
+        Some(reply)
     }
 
     async fn dead_letter(
@@ -293,6 +331,23 @@ fn is_of_interest(row: &MerchantRow) -> bool {
     row.backlog > 0 || !matches!(row.state, Row::Open | Row::Unknown)
 }
 
+fn hold_status(by: &Hold) -> HoldStatus {
+    HoldStatus {
+        scope: by.scope.as_str().to_owned(),
+        reason: by.reason.to_string(),
+        actor: by.actor.to_string(),
+        at: Rfc3339(by.at),
+    }
+}
+
+/// Nearest rank.
+fn percentile(samples: &[u32], percent: usize) -> Option<u32> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable();
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied()
+}
+
 fn nothing(merchant: MerchantId) -> MerchantStatus {
     MerchantStatus {
         merchant,
@@ -305,6 +360,9 @@ fn nothing(merchant: MerchantId) -> MerchantStatus {
         hold: None,
         opens: None,
         oldest: None,
+        per_minute: 0,
+        p50_ms: None,
+        p99_ms: None,
         restarts: 0,
         last_error: None,
     }
@@ -330,12 +388,7 @@ fn status(row: MerchantRow) -> MerchantStatus {
                 HoldState::Paused => MerchantState::Paused,
                 HoldState::Draining => MerchantState::Draining,
             };
-            hold = Some(HoldStatus {
-                scope: by.scope.as_str().to_owned(),
-                reason: by.reason.to_string(),
-                actor: by.actor.to_string(),
-                at: Rfc3339(by.at),
-            });
+            hold = Some(hold_status(&by));
             state
         }
     };
@@ -349,6 +402,10 @@ fn status(row: MerchantRow) -> MerchantStatus {
         closed_because: closure.map(|(because, _)| because),
         closed_until: closure.map(|(_, until)| Rfc3339(until)),
         last_error: Some(row.last_error).filter(|error| !error.is_empty()),
+        oldest: row.oldest.map(Rfc3339),
+        per_minute: row.per_minute,
+        p50_ms: percentile(&row.latencies, 50),
+        p99_ms: percentile(&row.latencies, 99),
         ..nothing(row.merchant)
     }
 }
@@ -398,6 +455,8 @@ mod tests {
             delivered: 0,
             latencies: Vec::new(),
             last_error: String::new(),
+            per_minute: 0,
+            oldest: None,
         }
     }
 

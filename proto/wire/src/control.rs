@@ -7,6 +7,7 @@ use bytes::Bytes;
 use expediter_types::{AttemptRecord, ClosedBecause, MerchantId, NodeName, OrderId, Seq};
 use serde::{Deserialize, Serialize};
 
+use crate::explain::Explanation;
 use crate::json::{self, V1, as_text};
 use crate::nodes::NodeStatus;
 use crate::records::AttemptJson;
@@ -77,6 +78,20 @@ pub enum ControlRequest {
         reason: String,
         actor: String,
     },
+    /// Why an order waits; answered by [`ControlReply::Explanation`].
+    #[serde(rename = "order.explain")]
+    OrderExplain {
+        #[serde(with = "as_text")]
+        merchant: MerchantId,
+        #[serde(with = "as_text")]
+        id: OrderId,
+    },
+    /// Why a merchant's orders wait; answered by [`ControlReply::Explanation`].
+    #[serde(rename = "merchant.explain")]
+    MerchantExplain {
+        #[serde(with = "as_text")]
+        merchant: MerchantId,
+    },
     /// Answered by [`ControlReply::Partition`].
     #[serde(rename = "partition.status")]
     PartitionStatus,
@@ -127,6 +142,8 @@ pub enum ControlReply {
         /// The partition was read up to this sequence.
         seen: Seq,
     },
+    #[serde(rename = "explain")]
+    Explanation(Box<Explanation>),
     #[serde(rename = "partition.status")]
     Partition(PartitionStatus),
     #[serde(rename = "node.status")]
@@ -251,6 +268,15 @@ pub struct MerchantStatus {
     /// When its oldest unfinished order was taken in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest: Option<Rfc3339>,
+    /// Orders that end in a minute, as of late.
+    #[serde(default)]
+    pub per_minute: u64,
+    /// From the publish to the delivery, over the newest deliveries, in milliseconds: median and
+    /// 99th percentile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p50_ms: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99_ms: Option<u32>,
     /// Restarts of its actor since the owner started.
     #[serde(default)]
     pub restarts: u32,
@@ -536,6 +562,9 @@ mod tests {
             closed_until: Some(Rfc3339(5)),
             hold: None,
             opens: None,
+            per_minute: 0,
+            p50_ms: None,
+            p99_ms: None,
             oldest: None,
             restarts: 1,
             last_error: Some("401".into()),

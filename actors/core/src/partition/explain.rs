@@ -47,6 +47,12 @@ impl PartitionMachine {
         }
     }
 
+    /// An order that is in a mailbox.
+    #[must_use]
+    pub fn held(&self, seq: Seq) -> Option<Stored> {
+        self.window.get(&seq).map(|held| held.stored.clone())
+    }
+
     /// Why this order waits.
     #[must_use]
     pub fn explain_order(&self, stored: &Stored, directory: &dyn Directory) -> OrderWait {

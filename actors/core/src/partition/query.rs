@@ -1,6 +1,6 @@
 //! What operators ask.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use expediter_types::{
     Answer, AttemptClass, ClosedBecause, MerchantId, Now, OrderId, OutcomeKind, Seq, UnixMillis,
@@ -42,6 +42,10 @@ pub struct MerchantRow {
     /// From the broker's timestamp to the delivery, over the newest deliveries; milliseconds.
     pub latencies: Vec<u32>,
     pub last_error: String,
+    /// Orders that end in a minute, as of late.
+    pub per_minute: u64,
+    /// When the oldest order in its mailbox was taken in by the broker.
+    pub oldest: Option<UnixMillis>,
 }
 
 /// Where an order is.
@@ -143,6 +147,12 @@ impl PartitionMachine {
         directory: &dyn Directory,
         now: Now,
     ) -> Vec<MerchantRow> {
+        let mut oldest: HashMap<&MerchantId, UnixMillis> = HashMap::new();
+        for held in self.window.values() {
+            let envelope = &held.stored.order.envelope;
+            let entry = oldest.entry(&envelope.merchant).or_insert(UnixMillis::MAX);
+            *entry = envelope.created.min(*entry);
+        }
         let backlogs = self
             .backlogs
             .iter()
@@ -159,6 +169,8 @@ impl PartitionMachine {
                 delivered: backlog.stats.delivered,
                 latencies: backlog.stats.latencies.iter().copied().collect(),
                 last_error: backlog.stats.last_error.clone(),
+                per_minute: backlog.stats.pace(now),
+                oldest: oldest.get(id).copied(),
             })
             .collect()
     }

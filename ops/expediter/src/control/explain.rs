@@ -1,0 +1,184 @@
+//! Why orders wait: the machine's facts, put in the order in which they count.
+
+use expediter_core::merchant::Wait;
+use expediter_core::partition::{Explained, HeldBy, MerchantState as Row, OrderWait};
+use expediter_runtime::{Clock, Platform};
+use expediter_types::{MerchantId, Partition, UnixMillis};
+use expediter_wire::Rfc3339;
+use expediter_wire::control::{ControlReply, OrderStatus, Place};
+use expediter_wire::explain::{Explanation, Reason};
+
+use super::{nothing, status};
+
+/// Orders ahead are counted no further.
+const COUNTED: usize = 100_000;
+
+/// Why a merchant's orders wait.
+pub(super) async fn merchant(
+    platform: &Platform,
+    partition: Partition,
+    merchant: MerchantId,
+) -> Option<ControlReply> {
+    let id = merchant.clone();
+    let asked = platform.ask(partition, move |machine, directory| {
+        let now = Clock::now();
+        (machine.explain(&id, directory, now), now)
+    });
+    let (explained, now) = asked.await?;
+    let reasons = of_merchant(&explained);
+    let waiting = explained.row.as_ref().map_or(0, |row| row.backlog);
+    let goes = goes(waiting, explained.ended_per_minute, now.wall);
+    Some(reply(explained, merchant, None, reasons, None, false, goes))
+}
+
+/// Why an order waits.
+pub(super) async fn order(
+    platform: &Platform,
+    partition: Partition,
+    merchant: MerchantId,
+    order: OrderStatus,
+) -> Option<ControlReply> {
+    let (id, place) = (merchant.clone(), order.place);
+    let waits = matches!(place, Place::Mailbox | Place::Store | Place::InFlight);
+    let stored = match order.seq.filter(|_| waits) {
+        Some(seq) => platform.stored(partition, merchant.clone(), seq).await,
+        None => None,
+    };
+    let seq = order.seq;
+    let asked = platform.ask(partition, move |machine, directory| {
+        let now = Clock::now();
+        let held = seq.and_then(|seq| machine.held(seq));
+        let wait = held
+            .or(stored)
+            .map(|stored| machine.explain_order(&stored, directory));
+        (machine.explain(&id, directory, now), wait, now)
+    });
+    let (explained, wait, now) = asked.await?;
+    let stored_ahead = match order.seq.filter(|_| waits) {
+        Some(seq) => {
+            let below = platform.stored_below(partition, merchant.clone(), seq, COUNTED);
+            below.await.unwrap_or(0)
+        }
+        None => 0,
+    };
+    let ahead = wait
+        .as_ref()
+        .map(|wait| wait.ahead_in_memory + stored_ahead as u64);
+    let reasons = match waits {
+        true => of_order(&order, wait.as_ref(), &explained, ahead, now.wall),
+        false => Vec::new(),
+    };
+    let goes = ahead
+        .filter(|_| waits)
+        .and_then(|ahead| goes(ahead + 1, explained.ended_per_minute, now.wall));
+    let more = stored_ahead >= COUNTED;
+    Some(reply(
+        explained,
+        merchant,
+        Some(order),
+        reasons,
+        ahead,
+        more,
+        goes,
+    ))
+}
+
+#[expect(clippy::too_many_arguments, reason = "the parts of one answer")]
+fn reply(
+    explained: Explained,
+    merchant: MerchantId,
+    order: Option<OrderStatus>,
+    reasons: Vec<Reason>,
+    ahead: Option<u64>,
+    ahead_or_more: bool,
+    goes: Option<UnixMillis>,
+) -> ControlReply {
+    let per_minute = explained.ended_per_minute;
+    let merchant = explained.row.map_or_else(|| nothing(merchant), status);
+    ControlReply::Explanation(Box::new(Explanation {
+        merchant,
+        order,
+        reasons,
+        ahead,
+        ahead_or_more,
+        per_minute,
+        goes: goes.map(Rfc3339),
+    }))
+}
+
+/// When the last of so many has gone, at so many a minute.
+fn goes(waiting: u64, per_minute: u64, now: UnixMillis) -> Option<UnixMillis> {
+    let millis = waiting.saturating_mul(60_000).checked_div(per_minute)?;
+    (waiting > 0).then(|| now.saturating_add(millis))
+}
+
+fn of_order(
+    order: &OrderStatus,
+    wait: Option<&OrderWait>,
+    explained: &Explained,
+    ahead: Option<u64>,
+    now: UnixMillis,
+) -> Vec<Reason> {
+    if order.place == Place::InFlight {
+        return vec![Reason::InFlight];
+    }
+    let mut reasons = Vec::new();
+    if wait.is_some_and(|wait| wait.marking) {
+        reasons.push(Reason::Marking);
+    }
+    if let Some(due) = order.due.filter(|due| due.0 > now) {
+        let attempts = u32::try_from(order.attempts.len()).unwrap_or(u32::MAX);
+        reasons.push(match attempts {
+            0 => Reason::NotBefore { until: due },
+            attempts => Reason::Retry { at: due, attempts },
+        });
+    }
+    if wait.is_some_and(|wait| wait.parked_key) {
+        reasons.push(Reason::ParkedKey);
+    }
+    reasons.extend(of_merchant(explained));
+    if ahead.is_some_and(|ahead| ahead > 0) {
+        reasons.push(Reason::OlderFirst);
+    }
+    reasons
+}
+
+fn of_merchant(explained: &Explained) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    match explained.row.as_ref().map(|row| &row.state) {
+        Some(Row::Unknown) => reasons.push(Reason::NotRegistered),
+        Some(Row::Quarantined) => reasons.push(Reason::Quarantined),
+        Some(Row::Held(HeldBy::OutsideHours { until })) => {
+            let opens = until.map(Rfc3339);
+            reasons.push(Reason::OutsideHours { opens });
+        }
+        Some(Row::Held(HeldBy::ByOperator(hold))) => reasons.push(Reason::Held {
+            state: hold.state.as_str().to_owned(),
+            by: super::hold_status(hold),
+        }),
+        Some(Row::Closed { because, until }) => reasons.push(Reason::Closed {
+            because: because.as_str().to_owned(),
+            until: Rfc3339(*until),
+        }),
+        Some(Row::Open) | None => {}
+    }
+    if explained.hands_over {
+        reasons.push(Reason::HandsOver);
+    }
+    if explained.outcomes_wait {
+        reasons.push(Reason::OutcomesWait);
+    }
+    match explained.waits {
+        Wait::Nothing | Wait::Closed | Wait::Halted => {}
+        Wait::Key => reasons.push(Reason::BehindItsKey),
+        Wait::Concurrency(limit) => reasons.push(Reason::Concurrency { limit }),
+        Wait::Rate(rate) => reasons.push(Reason::Rate {
+            limit: rate.to_string(),
+        }),
+        Wait::Local => reasons.push(Reason::Local),
+        Wait::Budget => reasons.push(Reason::RetryBudget),
+        Wait::Capacity => reasons.push(Reason::Capacity),
+        Wait::Shared => reasons.push(Reason::SharedLimit),
+    }
+    reasons
+}
