@@ -13,6 +13,8 @@ mod order;
 pub mod partition;
 pub mod recovery;
 pub mod repeats;
+pub mod scopes;
+pub mod slices;
 pub mod store;
 
 pub use log::{IntakeSource, LogMessage, Undecodable};
