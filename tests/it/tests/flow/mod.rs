@@ -17,6 +17,7 @@ mod registry;
 mod room;
 mod secrets;
 mod secure;
+mod shared;
 mod unknown;
 
 use std::time::Duration;
