@@ -79,13 +79,17 @@ impl SharedPermit {
 
 impl Drop for SharedPermit {
     fn drop(&mut self) {
-        let granted = {
+        let (granted, some_wait) = {
             let now = Clock::now().mono;
             let mut state = self.shared.lock();
             state.machine.give_back(self.needs, !self.used, now);
-            state.grant(now)
+            (state.grant(now), !state.tells.is_empty())
         };
         self.shared.tell(granted);
+        if some_wait {
+            // What waited for a place may wait for a time now.
+            self.shared.changed.notify_one();
+        }
     }
 }
 
