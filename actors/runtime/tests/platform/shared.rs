@@ -120,6 +120,8 @@ async fn rates_of_a_credential_and_the_node_hold_and_a_lease_ends() {
     )]
     let allowed = 10 + (begun.elapsed().as_secs_f64() * 100.0) as usize;
     assert!(sent.len() <= allowed, "{} of {allowed}", sent.len());
+    // One place, too: after each attempt a time is waited for.
+    world.directory.put_scope(account(Some("40/s"), Some(1)));
     shared.lease(&limit(), WHOLE, u64::MAX);
     world
         .platform
@@ -132,5 +134,10 @@ async fn rates_of_a_credential_and_the_node_hold_and_a_lease_ends() {
         sent.iter().filter(|sent| sent.0.as_str() != "free").count()
     };
     assert!(count(&world) <= shared_sent + 1, "closed");
+    let rest = Instant::now();
     world.finished(300).await;
+    assert!(
+        rest.elapsed() < Duration::from_secs(9),
+        "the rate is not used"
+    );
 }
