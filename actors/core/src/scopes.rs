@@ -379,10 +379,7 @@ impl Scopes {
         let ids: Vec<ScopeId> = waiting.map(|(id, _)| *id).collect();
         for id in ids {
             let mut place = 0;
-            loop {
-                let Some(scope) = self.scopes.get_mut(&id) else {
-                    break;
-                };
+            while let Some(scope) = self.scopes.get_mut(&id) {
                 let Some(ticket) = scope.queue.get(place).copied() else {
                     break;
                 };

@@ -124,6 +124,10 @@ impl State {
 impl Shared {
     /// Those of the directory, now and later. `node_rate`: of this node alone.
     pub(crate) fn new(node_rate: Option<Rate>, directory: &MerchantDirectory) -> Arc<Self> {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "holds a limit's name once until it is asked about, and once for each change of it"
+        )]
         let (hungry, wanted) = mpsc::unbounded_channel();
         let shared = Arc::new(Self {
             state: Mutex::default(),

@@ -36,6 +36,10 @@ struct Seen {
 
 /// Leases for ever; ends when its future is dropped.
 pub(crate) async fn lease_slices(broker: Broker, node: NodeName, limits: Arc<dyn SharedLimits>) {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "drained at once: its reader does nothing that waits"
+    )]
     let (changes, mut changed) = mpsc::unbounded_channel();
     let what = Follow {
         bucket: subjects::SCOPES,
