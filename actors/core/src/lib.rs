@@ -14,6 +14,8 @@ pub mod partition;
 pub mod quota;
 pub mod recovery;
 pub mod repeats;
+pub mod scopes;
+pub mod slices;
 pub mod store;
 
 pub use log::{IntakeSource, LogMessage, Undecodable};

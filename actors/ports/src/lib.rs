@@ -5,6 +5,7 @@ mod courier;
 pub mod fakes;
 mod log;
 mod registry;
+mod slices;
 mod store;
 
 pub use courier::{AttemptRequest, Courier};
@@ -14,6 +15,7 @@ pub use log::{
     Undecodable,
 };
 pub use registry::{DecisionSubject, Registered, RegistrySink};
+pub use slices::{SharedLimit, SharedLimits, SliceWant};
 pub use store::{MerchantStore, StoreError, StoreUsage, looked_at};
 
 /// A boxed future that can be sent to any thread.

@@ -136,4 +136,9 @@ pub trait PartitionHost: Debug + Send + Sync + 'static {
 
     /// Ends it; after a [`Stop::HandOver`] all is published.
     fn stop(&self, partition: Partition, how: Stop) -> BoxFuture<'static, Stopped>;
+
+    /// The limits of which slices are to be leased; `None`: it has none.
+    fn shared_limits(&self) -> Option<Arc<dyn crate::SharedLimits>> {
+        None
+    }
 }

@@ -11,6 +11,7 @@ mod merchant_actor;
 mod partition_actor;
 mod platform;
 mod registry;
+mod scopes;
 mod store_queue;
 mod writer;
 
@@ -19,3 +20,4 @@ pub use merchant_actor::{Step, StepHook};
 pub use partition_actor::PartitionGauges;
 pub use platform::{Error, Options, Platform, PlatformEvents, Snapshot};
 pub use registry::MerchantDirectory;
+pub use scopes::SharedStatus;

@@ -14,11 +14,13 @@ use expediter_core::merchant::{
 };
 use expediter_core::partition::Report;
 use expediter_core::quota::Quotas;
+use expediter_core::scopes::Needs;
 use expediter_types::{Merchant, MerchantId, Now, Seq};
 
 use crate::capacity::{Capacity, Permit};
 use crate::clock::Clock;
 use crate::partition_actor::{Input, PartitionActor};
+use crate::scopes::{Shared, SharedPermit};
 
 /// What a merchant's machine is about to do.
 #[derive(Debug, Clone)]
@@ -64,13 +66,33 @@ pub(crate) struct Start {
 pub(crate) struct Around {
     pub(crate) partition: Addr<PartitionActor>,
     pub(crate) capacity: Arc<Capacity>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) hook: Option<StepHook>,
+}
+
+/// What an attempt takes up while it runs; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Permits {
+    _node: Permit,
+    _shared: Option<SharedPermit>,
+}
+
+/// What the start of a merchant takes of the limits that it shares.
+struct Sharing {
+    shared: Arc<Shared>,
+    /// Of [`Shared::version`], when `needs` was looked up.
+    version: u64,
+    needs: Needs,
+    /// A start waits in the queues.
+    waits: bool,
+    /// Its turn came: kept until it starts, or turns out to have no order.
+    granted: Option<SharedPermit>,
 }
 
 /// What a step led to.
 struct Stepped {
     starts: Vec<(Seq, u32)>,
-    permits: Vec<Permit>,
+    permits: Vec<Permits>,
     effects: Vec<Effect>,
     accepting: Accepting,
     waits: Wait,
@@ -82,6 +104,8 @@ pub(crate) struct MerchantActor {
     machine: MerchantMachine,
     partition: Addr<PartitionActor>,
     capacity: Arc<Capacity>,
+    merchant: Arc<Merchant>,
+    sharing: Sharing,
     hook: Option<StepHook>,
     told: Option<(Accepting, Wait)>,
     timer: Option<(u64, SpawnHandle)>,
@@ -102,7 +126,7 @@ impl MerchantActor {
             window,
         } = start;
         let id = merchant.id.clone();
-        let mut machine = MerchantMachine::new(merchant, limits_since, spent, closure);
+        let mut machine = MerchantMachine::new(Arc::clone(&merchant), limits_since, spent, closure);
         for (offer, running) in window {
             machine.offer(offer);
             if let Some(number) = running {
@@ -116,6 +140,14 @@ impl MerchantActor {
             machine,
             partition: around.partition,
             capacity: around.capacity,
+            merchant,
+            sharing: Sharing {
+                shared: around.shared,
+                version: 0,
+                needs: Needs::default(),
+                waits: false,
+                granted: None,
+            },
             hook: around.hook,
             told: None,
             timer: None,
@@ -175,7 +207,11 @@ impl MerchantActor {
                 let random = self.random();
                 self.machine.answer(seq, number, ended, now, random);
             }
-            Step::Change(merchant) => self.machine.change(merchant, now),
+            Step::Change(merchant) => {
+                self.merchant = Arc::clone(&merchant);
+                self.sharing.version = 0;
+                self.machine.change(merchant, now);
+            }
             Step::Halt => self.machine.halt(),
             Step::Withdraw(seq) => self.machine.take_back(seq),
             Step::Poke => {}
@@ -192,17 +228,20 @@ impl MerchantActor {
             permits,
             effects,
             accepting: self.machine.accepting(now),
-            waits: self.machine.waits(now),
+            waits: match self.machine.waits(now) {
+                Wait::Capacity if self.sharing.waits => Wait::Shared,
+                waits => waits,
+            },
         }
     }
 
     /// Starts what may start.
-    fn advance(&mut self, now: Now, ctx: &mut Context<Self>) -> (Vec<(Seq, u32)>, Vec<Permit>) {
+    fn advance(&mut self, now: Now, ctx: &mut Context<Self>) -> (Vec<(Seq, u32)>, Vec<Permits>) {
         let (mut starts, mut permits) = (Vec::new(), Vec::new());
         loop {
             match self.machine.next(now) {
                 Next::Start(seq) => {
-                    let Some(permit) = self.take_capacity(ctx) else {
+                    let Some(permit) = self.take_permits(ctx) else {
                         break;
                     };
                     let Some(number) = self.machine.start(seq, now) else {
@@ -213,12 +252,47 @@ impl MerchantActor {
                 }
                 Next::At(at) => {
                     self.arm(at, now, ctx);
+                    self.sharing.granted = None;
                     break;
                 }
-                Next::Idle => break,
+                Next::Idle => {
+                    self.sharing.granted = None;
+                    break;
+                }
             }
         }
         (starts, permits)
+    }
+
+    /// A place of the node, and room in every limit that is shared.
+    fn take_permits(&mut self, ctx: &mut Context<Self>) -> Option<Permits> {
+        let version = self.sharing.shared.version();
+        if version != self.sharing.version {
+            self.sharing.version = version;
+            self.sharing.needs = self.sharing.shared.needs(&self.merchant);
+        }
+        if self.sharing.waits {
+            return None;
+        }
+        let node = self.take_capacity(ctx)?;
+        let mut shared = self.sharing.granted.take();
+        if shared.is_none() && !self.sharing.needs.is_empty() {
+            let address = ctx.address();
+            let tell = || -> crate::scopes::Tell {
+                // One that is gone gives the permit back.
+                Box::new(move |permit| drop(address.try_send(Granted(permit))))
+            };
+            let taken = self.sharing.shared.take(self.sharing.needs, tell);
+            self.sharing.waits = taken.is_none();
+            shared = Some(taken?);
+        }
+        if let Some(shared) = &mut shared {
+            shared.spend();
+        }
+        Some(Permits {
+            _node: node,
+            _shared: shared,
+        })
     }
 
     fn take_capacity(&mut self, ctx: &mut Context<Self>) -> Option<Permit> {
@@ -304,6 +378,23 @@ impl Handler<Step> for MerchantActor {
 
     fn handle(&mut self, step: Step, ctx: &mut Self::Context) {
         self.step(step, ctx);
+    }
+}
+
+/// The turn of a start that waited for shared limits.
+struct Granted(SharedPermit);
+
+impl Message for Granted {
+    type Result = ();
+}
+
+impl Handler<Granted> for MerchantActor {
+    type Result = ();
+
+    fn handle(&mut self, Granted(permit): Granted, ctx: &mut Self::Context) {
+        self.sharing.waits = false;
+        self.sharing.granted = Some(permit);
+        self.step(Step::Poke, ctx);
     }
 }
 

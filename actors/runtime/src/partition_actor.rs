@@ -15,11 +15,12 @@ use expediter_types::{Answer, AttemptClass, ClosedBecause, MerchantId, Partition
 use futures::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::capacity::{Capacity, Permit};
+use crate::capacity::Capacity;
 use crate::clock::Clock;
-use crate::merchant_actor::{Around, MerchantActor, Release, Start, Step, StepHook};
+use crate::merchant_actor::{Around, MerchantActor, Permits, Release, Start, Step, StepHook};
 use crate::platform::PlatformEvents;
 use crate::registry::{Change, MerchantDirectory};
+use crate::scopes::Shared;
 use crate::store_queue::StoreQueue;
 use crate::writer::{self, Written};
 
@@ -58,6 +59,7 @@ pub(crate) struct Parts {
     pub(crate) store: StoreQueue,
     pub(crate) directory: Arc<MerchantDirectory>,
     pub(crate) capacity: Arc<Capacity>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) events: Arc<dyn PlatformEvents>,
     pub(crate) gauges: Arc<PartitionGauges>,
     pub(crate) tasks: tokio::runtime::Handle,
@@ -77,7 +79,7 @@ pub(crate) enum Input {
         number: u32,
         answer: Answer,
     },
-    Report(Report, Vec<Permit>),
+    Report(Report, Vec<Permits>),
     Panicked {
         merchant: MerchantId,
         incarnation: u64,
@@ -113,7 +115,7 @@ pub(crate) struct PartitionActor {
     parts: Parts,
     actors: HashMap<MerchantId, (u64, Addr<MerchantActor>)>,
     /// Places of attempts that start and whose request has not left.
-    permits: HashMap<Seq, Permit>,
+    permits: HashMap<Seq, Permits>,
     /// Intake credits, given back when the store has what the batch brought.
     credits: VecDeque<(u64, OwnedSemaphorePermit)>,
     batches: u64,
@@ -328,6 +330,7 @@ impl PartitionActor {
                 let around = Around {
                     partition: ctx.address(),
                     capacity: Arc::clone(&self.parts.capacity),
+                    shared: Arc::clone(&self.parts.shared),
                     hook: self.parts.hook.clone(),
                 };
                 match catch_unwind(AssertUnwindSafe(|| MerchantActor::new(start, around))) {
@@ -375,6 +378,10 @@ impl PartitionActor {
             }
             Command::CloseScope { kind, id, until } => {
                 tracing::debug!(?kind, id, until, "a merchant's shared limit is used up");
+                let wait = until.saturating_sub(Clock::now().wall);
+                self.parts
+                    .shared
+                    .close(&(kind, id), Duration::from_millis(wait));
             }
             Command::Load(load) => {
                 let address = ctx.address();

@@ -12,9 +12,10 @@ use expediter_core::store::{Gate, PartitionMeta, StoreBatch, StoreOp, StoredPart
 use expediter_core::{Order, Stored};
 use expediter_ports::{
     BoxFuture, Courier, IntakeBatch, IntakeClosed, LogState, MerchantStore, Opened, PartitionHost,
-    PartitionIntake, PartitionLog, StartPartition, Stop, Stopped, StoreError,
+    PartitionIntake, PartitionLog, SharedLimit, SharedLimits, StartPartition, Stop, Stopped,
+    StoreError,
 };
-use expediter_types::{ClosedBecause, MerchantId, Partition, Seq, UnixMillis};
+use expediter_types::{ClosedBecause, Merchant, MerchantId, Partition, Rate, Seq, UnixMillis};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::capacity::Capacity;
@@ -22,6 +23,7 @@ use crate::clock::Clock;
 use crate::merchant_actor::StepHook;
 use crate::partition_actor::{Input, PartitionActor, PartitionGauges, Parts};
 use crate::registry::{MerchantDirectory, News};
+use crate::scopes::{Shared, SharedStatus};
 use crate::store_queue::{StoreQueue, StoreWatch};
 
 /// Orders that are published again at once after the broker lost them.
@@ -34,6 +36,8 @@ pub struct Options {
     pub shards: usize,
     /// Attempts in flight in this process.
     pub in_flight: usize,
+    /// Attempts that this process begins, over all merchants; `None`: unlimited.
+    pub rate: Option<Rate>,
     /// Messages of one partition that may be on their way from the log to the store.
     pub intake_credits: usize,
     pub partition: PartitionConfig,
@@ -48,6 +52,7 @@ impl Default for Options {
         Self {
             shards: 1,
             in_flight: 5_000,
+            rate: None,
             intake_credits: 4_096,
             partition: PartitionConfig::default(),
             drain_deadline: Duration::from_secs(20),
@@ -121,6 +126,10 @@ pub struct Snapshot {
     pub capacity: usize,
     pub capacity_used: usize,
     pub capacity_denied: usize,
+    /// Merchants with a start that waits for a shared limit.
+    pub shared_waiting: usize,
+    /// Writes of slices of shared limits, since the start.
+    pub slice_writes: u64,
     /// Changes that wait for the store.
     pub store_waiting: usize,
 }
@@ -142,6 +151,7 @@ struct Inner {
     courier: Arc<dyn Courier>,
     directory: Arc<MerchantDirectory>,
     capacity: Arc<Capacity>,
+    shared: Arc<Shared>,
     events: Arc<dyn PlatformEvents>,
     tasks: tokio::runtime::Handle,
     shards: Vec<Shard>,
@@ -193,7 +203,10 @@ impl Platform {
             })?;
         let shards = (0..options.shards.clamp(1, 64)).map(|_| start_shard());
         let shards = shards.collect::<Result<Vec<_>, _>>()?;
+        let shared = Shared::new(options.rate, &directory);
+        tokio::spawn(Shared::run(Arc::downgrade(&shared)));
         let inner = Arc::new(Inner {
+            shared,
             capacity: Capacity::new(options.in_flight),
             options,
             store,
@@ -289,6 +302,18 @@ impl Platform {
         self.0.capacity.hold(held);
     }
 
+    /// Nothing of a group or credential starts on this node for so long: one of its merchants said
+    /// so for all of it. Without limits of its own it has no such pause.
+    pub fn close_shared(&self, limit: &SharedLimit, wait: Duration) {
+        self.0.shared.close(limit, wait);
+    }
+
+    /// The shared limits that hold for a merchant, as they stand on this node.
+    #[must_use]
+    pub fn shared_status(&self, merchant: &Merchant) -> Vec<SharedStatus> {
+        self.0.shared.status(merchant)
+    }
+
     /// Partitions this process works on.
     #[must_use]
     pub fn partitions(&self) -> Vec<Partition> {
@@ -308,6 +333,8 @@ impl Platform {
             capacity: inner.capacity.limit(),
             capacity_used: inner.capacity.in_flight(),
             capacity_denied: inner.capacity.denied(),
+            shared_waiting: inner.shared.waiting(),
+            slice_writes: inner.shared.writes(),
             store_waiting: inner.store.waiting(),
             ..Snapshot::default()
         };
@@ -511,6 +538,7 @@ impl Inner {
             store: self.store.clone(),
             directory: Arc::clone(&self.directory),
             capacity: Arc::clone(&self.capacity),
+            shared: Arc::clone(&self.shared),
             events: Arc::clone(&self.events),
             gauges: Arc::clone(&gauges),
             tasks: self.tasks.clone(),
@@ -557,6 +585,10 @@ impl PartitionHost for Platform {
             scanned.insert(partition, stored);
             meta
         })
+    }
+
+    fn shared_limits(&self) -> Option<Arc<dyn SharedLimits>> {
+        Some(Arc::clone(&self.0.shared) as _)
     }
 
     fn start(&self, start: StartPartition) -> BoxFuture<'static, Result<Opened, String>> {

@@ -32,6 +32,7 @@ mod quiet;
 mod reader;
 mod recovery;
 mod registry;
+mod slices;
 mod streams;
 mod writer;
 

@@ -23,7 +23,7 @@ use crate::ownership::{Board, Course, own};
 use crate::partition::{Environment, PartitionPhase};
 use crate::writer::{Pace, Shared};
 use crate::{ConnectOptions, Connection, ControlHandler, Error, NodeEvents, Topology};
-use crate::{directory, ensure, instance, log};
+use crate::{directory, ensure, instance, log, slices};
 
 /// Recoveries at the same time: each reads what may be long.
 const RECOVERIES: usize = 8;
@@ -163,6 +163,7 @@ impl Node {
             marks: Marks::default(),
             events: events.clone(),
         };
+        let shared_limits = host.shared_limits();
         let environment = Environment {
             claimant: Claimant {
                 broker: broker.clone(),
@@ -210,6 +211,10 @@ impl Node {
         spawn(&mut tasks, "registry", following);
         let decisions = directory::follow_decisions(broker.clone(), registry);
         spawn(&mut tasks, "decisions", decisions);
+        if let Some(limits) = shared_limits {
+            let leasing = slices::lease_slices(broker.clone(), options.node.clone(), limits);
+            spawn(&mut tasks, "slices", leasing);
+        }
         spawn(
             &mut tasks,
             "log",

@@ -86,6 +86,7 @@ pub async fn ensure(connection: &Connection, topology: &Topology) -> Result<u16,
         Wanted::bucket(bucket(topology, subjects::MERCHANTS, 16, false)),
         Wanted::bucket(bucket(topology, subjects::SHIFT, 16, false)),
         Wanted::bucket(bucket(topology, subjects::CONTROL, 1, false)),
+        Wanted::bucket(bucket(topology, subjects::SCOPES, 1, false)),
     ];
     for wanted in wanted {
         wanted.ensure(&broker).await?;

@@ -14,6 +14,7 @@ mod merchant;
 mod outcome;
 mod rate;
 mod record;
+mod slices;
 mod time;
 
 pub use attempt::{Answer, AttemptClass, AttemptRecord, MAX_EXCERPT};
@@ -33,4 +34,5 @@ pub use record::{
     AttemptCount, AttemptMark, Claim, ClaimState, ClosedBecause, ClosedMerchant, DeadLetter, Mark,
     ParkedOrder, Record, ShiftRecord, SpentQuota, Stamp,
 };
+pub use slices::{Slice, SliceEntry, SliceTable};
 pub use time::{Incarnation, Now, UnixMillis};

@@ -18,6 +18,7 @@ pub mod order;
 pub mod records;
 pub mod registry;
 pub mod schedule;
+pub mod slices;
 pub mod subjects;
 pub mod zone;
 

@@ -18,6 +18,8 @@ pub const MERCHANTS: &str = "MERCHANTS";
 pub const SHIFT: &str = "SHIFT";
 /// KV: what operators and closed merchants decided.
 pub const CONTROL: &str = "CONTROL";
+/// KV: which node may use which slice of a limit that merchants share.
+pub const SCOPES: &str = "SCOPES";
 
 /// Subjects of ORDERS as publishers see them.
 pub const ORDERS_SUBJECTS: [&str; 1] = ["orders.*"];

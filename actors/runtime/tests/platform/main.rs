@@ -4,4 +4,5 @@ mod actix_contract;
 mod flow;
 mod losses;
 mod panics;
+mod shared;
 mod world;

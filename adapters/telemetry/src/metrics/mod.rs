@@ -152,6 +152,10 @@ catalogue! {
         "Batches committed to the store; a group commit holds several.";
     store_disk: Gauge, "expediter_store_disk_bytes", "bytes",
         "Size of the store on disk.";
+    shared_waiting: Gauge, "expediter_shared_limits_waiting", "merchants",
+        "Merchants whose next order waits for a limit of their group, credential or node.";
+    slice_writes: Counter, "expediter_slice_writes_total", "writes",
+        "Writes of this node's slices of shared limits to SCOPES.";
     capacity_in_flight: Gauge, "expediter_capacity_in_flight", "attempts",
         "Attempts that hold a share of the node's capacity.";
     capacity_limit: Gauge, "expediter_capacity_limit", "attempts",

@@ -4,6 +4,8 @@ use expediter_http::Egress;
 use expediter_telemetry::logs::Format;
 use expediter_wire::notification::Happened;
 
+use expediter_types::InvalidRate;
+
 use super::Config;
 use super::value::{Given, Read, quoted};
 
@@ -58,6 +60,7 @@ pub(super) const KEYS: &[Key] = keys! {
     "node.drain_deadline": |c, v| c.node.drain_deadline => v.duration(SECOND..=10 * MINUTE)?,
     "node.shards": |c, v| c.node.shards => v.count(0..=64)?,
     "node.in_flight": |c, v| c.node.in_flight => v.count(1..=1_000_000)?,
+    "node.rate": |c, v| c.node.rate => v.optional(|text| text.parse().map_err(|error: InvalidRate| error.to_string()))?,
     "node.intake_credits": |c, v| c.node.intake_credits => v.count(64..=65_536)?,
     "node.open_files": |c, v| c.node.open_files => v.whole(0..=10_000_000)?,
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use expediter_telemetry::logs::Format;
-use expediter_types::{NodeName, SecretRef};
+use expediter_types::{NodeName, Rate, SecretRef};
 use expediter_wire::notification::Happened;
 
 pub(crate) use read::{ConfigError, Environment, Problem};
@@ -48,6 +48,8 @@ pub(crate) struct Node {
     /// 0: one for each core.
     pub(crate) shards: usize,
     pub(crate) in_flight: usize,
+    /// `None`: unlimited.
+    pub(crate) rate: Option<Rate>,
     pub(crate) intake_credits: usize,
     /// 0: the hard limit.
     pub(crate) open_files: u64,
@@ -163,6 +165,7 @@ impl Default for Node {
             drain_deadline: Duration::from_secs(20),
             shards: 0,
             in_flight: 5_000,
+            rate: None,
             intake_credits: 4_096,
             open_files: 0,
         }

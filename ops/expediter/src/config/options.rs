@@ -118,6 +118,7 @@ impl Config {
                 node.shards
             },
             in_flight: node.in_flight,
+            rate: node.rate,
             intake_credits: node.intake_credits,
             partition,
             drain_deadline: node.drain_deadline,

@@ -115,6 +115,8 @@ impl<S: MerchantStore> Gauges<S> {
         metrics.partitions_owned.set(figure(now.partitions));
         metrics.mark_age.set(Duration::from_micros(now.mark_age));
         metrics.capacity_in_flight.set(figure(now.capacity_used));
+        metrics.shared_waiting.set(figure(now.shared_waiting));
+        metrics.slice_writes.raise_to(now.slice_writes);
         metrics.capacity_limit.set(figure(now.capacity));
         metrics.capacity_denied.raise_to(now.capacity_denied as u64);
         let alarm = |kind: Alarm, count: usize| metrics.alarms.of(kind).set(figure(count));

@@ -18,6 +18,7 @@ mod room;
 mod scheduled;
 mod secrets;
 mod secure;
+mod shared;
 mod unknown;
 
 use std::time::Duration;
