@@ -10,6 +10,7 @@ mod time;
 
 pub mod audit;
 pub mod control;
+pub mod job;
 pub mod manifest;
 pub mod nodes;
 pub mod notification;
