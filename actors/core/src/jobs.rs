@@ -216,7 +216,8 @@ mod tests {
             }
             prop_assert!(published.windows(2).all(|pair| pair[0] < pair[1]), "{:?}", published);
             if missed == Missed::All {
-                let all: Vec<u64> = runs.range(1..=farthest).copied().collect();
+                let past = |run: &u64| (1..=farthest).contains(run);
+                let all: Vec<u64> = runs.iter().copied().filter(past).collect();
                 prop_assert!(published.starts_with(&all), "{:?} {:?}", published, all);
             }
         }
