@@ -22,7 +22,8 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The job's name
-    name: String,
+    #[arg(value_name = "NAME")]
+    job: String,
     /// Its merchant
     #[arg(long, value_name = "ID")]
     merchant: MerchantId,
@@ -46,7 +47,7 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let connection = global.connect().await?;
     expediter_nats::partitions(&connection).await?;
     let Args {
-        name,
+        job: name,
         merchant,
         reason,
         actor,
