@@ -240,7 +240,7 @@ impl Keeper {
                 Ok(())
             }
             Err(error) => {
-                if matches!(error, NoAck::Refused { .. }) && self.failures % 8 == 0 {
+                if matches!(error, NoAck::Refused { .. }) && self.failures.is_multiple_of(8) {
                     tracing::warn!(%merchant, job = name, id = %order.id, %error, "the broker refuses a run; trying again");
                 }
                 Err(error.to_string())
