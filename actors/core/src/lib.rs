@@ -5,6 +5,7 @@
 
 pub mod backoff;
 pub mod invariants;
+pub mod jobs;
 pub mod ledger;
 pub mod limiter;
 mod log;

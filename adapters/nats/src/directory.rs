@@ -23,6 +23,7 @@ use crate::broker::{Broker, NoAck};
 use crate::clock::wall;
 use crate::error::chain;
 use crate::follow::{Change, Follow, Op, Sink, follow};
+use crate::jobs::{self, Timetable};
 use crate::registry::subject;
 
 /// Entries that are put back at the same time.
@@ -34,6 +35,7 @@ pub(crate) async fn follow_merchants(
     node: NodeName,
     sink: Arc<dyn RegistrySink>,
     loaded: watch::Sender<bool>,
+    timetable: watch::Sender<Timetable>,
 ) {
     let what = Follow {
         bucket: subjects::MERCHANTS,
@@ -45,6 +47,7 @@ pub(crate) async fn follow_merchants(
         node,
         sink,
         loaded,
+        timetable,
         known: HashMap::new(),
         scopes: HashMap::new(),
     };
@@ -74,6 +77,7 @@ struct Directory {
     node: NodeName,
     sink: Arc<dyn RegistrySink>,
     loaded: watch::Sender<bool>,
+    timetable: watch::Sender<Timetable>,
     /// What would be put back if the broker lost it.
     known: HashMap<MerchantId, Arc<Merchant>>,
     scopes: HashMap<(LimitScope, String), Arc<Scope>>,
@@ -116,6 +120,7 @@ impl Sink for Directory {
             return;
         };
         let Op::Put(value) = change.op else {
+            jobs::list(&self.timetable, &id, None);
             if self.known.remove(&id).is_some() {
                 self.sink.remove(&id);
             }
@@ -124,6 +129,7 @@ impl Sink for Directory {
         match decode_registration(&value) {
             Ok(Registration { merchant, .. }) if merchant.id == id => {
                 let merchant = merchant.shared();
+                jobs::list(&self.timetable, &id, Some(&merchant));
                 self.known.insert(id, merchant.clone());
                 self.sink.put(Registered {
                     merchant,

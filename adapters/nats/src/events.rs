@@ -1,4 +1,5 @@
 use std::fmt::Debug;
+use std::time::Duration;
 
 use bytes::Bytes;
 use expediter_ports::BoxFuture;
@@ -20,6 +21,10 @@ pub trait NodeEvents: Debug + Send + Sync + 'static {
     fn purged(&self, _messages: u64) {}
     /// Subscriptions were full and messages were dropped (readers notice and read again).
     fn slow_consumer(&self) {}
+    /// A run of a recurring job was published, so long after its time.
+    fn job_published(&self, _late: Duration) {}
+    /// Missed runs of a recurring job were left out.
+    fn job_left_out(&self, _runs: u64) {}
     /// The connection to NATS was made or lost.
     fn connected(&self, _yes: bool) {}
     /// What ORDERS holds; once a second.

@@ -19,6 +19,7 @@ mod follow;
 mod identity;
 mod instance;
 mod intake;
+mod jobs;
 mod lease;
 mod log;
 mod map;
@@ -41,6 +42,7 @@ pub use connect::{ConnectOptions, Connection, ConnectionState, Credentials, Tls}
 pub use control::{request, request_node};
 pub use error::{Difference, Error};
 pub use events::{ControlHandler, NodeEvents};
+pub use jobs::{JobEntry, Jobs};
 pub use node::{Node, NodeStatus, Options};
 pub use outcomes::{OutcomeItem, TailFrom, find_outcome, tail_outcomes};
 pub use partition::PartitionPhase;

@@ -17,6 +17,7 @@ use crate::clock::millis;
 use crate::compaction::{Marks, Retention};
 use crate::control::serve_node;
 use crate::error::chain;
+use crate::jobs::Timetable;
 use crate::lease::{Freshness, Lease};
 use crate::members::{self, Members, watch_members};
 use crate::ownership::{Board, Course, own};
@@ -152,6 +153,7 @@ impl Node {
         let (stop_lease, lease_stops) = watch::channel(false);
         let (members_in, members) = members::channel();
         let (loaded_in, registry_loaded) = watch::channel(false);
+        let (timetable_in, timetable) = watch::channel(Timetable::new());
         let (view_in, view) = watch::channel(log::LogView::none());
         let (failure_in, failure) = watch::channel(None);
         let (owning_in, owning) = watch::channel(true);
@@ -178,6 +180,7 @@ impl Node {
             control: control.clone(),
             view,
             registry_loaded: registry_loaded.clone(),
+            timetable,
             recoveries: Semaphore::new(RECOVERIES),
             partitions,
             drain_deadline: options.drain_deadline,
@@ -207,6 +210,7 @@ impl Node {
             options.node.clone(),
             registry.clone(),
             loaded_in,
+            timetable_in,
         );
         spawn(&mut tasks, "registry", following);
         let decisions = directory::follow_decisions(broker.clone(), registry);

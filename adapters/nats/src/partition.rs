@@ -16,6 +16,7 @@ use crate::control::serve_partition;
 use crate::error::chain;
 use crate::identity::Witness;
 use crate::intake::{End, Intake};
+use crate::jobs::{self, Timetable};
 use crate::log::LogView;
 use crate::recovery::{Claimed, recover};
 use crate::writer::{Fence, Fenced, FencedLog, Shared};
@@ -39,6 +40,7 @@ pub(crate) struct Environment {
     pub(crate) control: Arc<dyn ControlHandler>,
     pub(crate) view: watch::Receiver<LogView>,
     pub(crate) registry_loaded: watch::Receiver<bool>,
+    pub(crate) timetable: watch::Receiver<Timetable>,
     /// Recoveries at the same time.
     pub(crate) recoveries: Semaphore,
     pub(crate) partitions: u16,
@@ -420,7 +422,7 @@ async fn away(broker: &Broker) {
     }
 }
 
-/// Control requests, cleaning, compaction (of the whole log with partition 0); end when dropped.
+/// Control requests, recurring jobs, cleaning, compaction (of the whole log with partition 0); end when dropped.
 fn side_tasks(
     environment: &Environment,
     claimed: &Claimed,
@@ -436,6 +438,13 @@ fn side_tasks(
         claimed.token,
         environment.control.clone(),
     ));
+    let jobs = jobs::Context::new(
+        environment.shared.clone(),
+        environment.claimant.node.clone(),
+        partition,
+        environment.partitions,
+    );
+    tasks.spawn(jobs::keep(Arc::new(jobs), environment.timetable.clone()));
     let (shared, token, keep) = (
         environment.shared.clone(),
         claimed.token,

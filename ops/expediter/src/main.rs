@@ -45,6 +45,9 @@ enum Verb {
     /// Publish orders and find out where they are
     #[command(subcommand)]
     Order(cli::order::Verb),
+    /// Orders that are published on a schedule
+    #[command(subcommand)]
+    Job(cli::job::Verb),
     /// Follow how orders end
     #[command(subcommand)]
     Outcome(cli::outcome::Verb),
@@ -72,6 +75,7 @@ fn run(global: &Global, verb: Verb) -> Result<(), Error> {
         Verb::Bench(verb) => bench::run(global, verb),
         Verb::Merchant(verb) => cli::merchant::run(global, verb),
         Verb::Order(verb) => cli::order::run(global, verb),
+        Verb::Job(verb) => cli::job::run(global, verb),
         Verb::Outcome(verb) => cli::outcome::run(global, verb),
         Verb::Audit(args) => cli::audit::run(global, args),
         Verb::Config(verb) => cli::config::run(global, verb),

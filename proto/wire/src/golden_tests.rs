@@ -11,6 +11,7 @@ use crate::control::{
     ControlReply, ControlRequest, Decision, MerchantDecision, OrderStatus, Place, decode_decision,
     decode_reply, decode_request, encode_decision, encode_reply, encode_request,
 };
+use crate::job::{JobState, decode_job, encode_job};
 use crate::nodes::{NodeRecord, decode_node, encode_node};
 use crate::notification::{
     Because, Happened, Notification, decode_notification, encode_notification,
@@ -568,6 +569,22 @@ fn audit() {
     for bytes in [expected.clone(), with_unknown_fields(&expected)] {
         assert_eq!(decode_audit(&bytes).unwrap(), record);
     }
+}
+
+#[test]
+fn job() {
+    let state = JobState {
+        schedule: "30 9 * * mon-fri".into(),
+        timezone: "Europe/Rome".into(),
+        settled: Rfc3339(1_770_021_000_000),
+        scheduled: Some(Rfc3339(1_770_021_000_000)),
+        at: Rfc3339(1_770_021_000_012),
+        node: NodeName::new("kitchen-1").unwrap(),
+    };
+    let expected = vector!("job.json");
+    same(&encode_job(&state), &expected);
+    let read = decode_job(&with_unknown_fields(&expected)).unwrap();
+    assert_eq!(read, state);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod time;
 pub mod audit;
 pub mod control;
 pub mod explain;
+pub mod job;
 pub mod manifest;
 pub mod nodes;
 pub mod notification;

@@ -249,6 +249,7 @@ fn golden_vectors_are_as_described() {
         ("scope_registration", vector!("scope.json")),
         ("node", vector!("node.json")),
         ("decision", vector!("decision.json")),
+        ("job", vector!("job.json")),
         ("audit", vector!("audit.json")),
         ("control_request", vector!("control-request.json")),
         ("control_reply", vector!("control-reply.json")),

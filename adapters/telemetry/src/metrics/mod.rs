@@ -138,6 +138,12 @@ catalogue! {
         "From the first publish of a record to its confirmation.";
     mark_age: DurationGauge, "expediter_mark_age_seconds", "seconds",
         "Age of the oldest mark among the partitions of this node.";
+    jobs_published: Counter, "expediter_job_runs_published_total", "runs",
+        "Runs of recurring jobs that the broker confirmed as orders.";
+    jobs_left_out: Counter, "expediter_job_runs_left_out_total", "runs",
+        "Missed runs of recurring jobs that were left out, as the job's missed policy says.";
+    job_late: DurationGauge, "expediter_job_late_seconds", "seconds",
+        "From the time of the newest published run of a recurring job to its publish.";
     stream_bytes: Family<Gauge, Stream>, "expediter_stream_bytes", "bytes",
         "Size of a stream, as the broker says.";
     stream_limit: Family<Gauge, Stream>, "expediter_stream_limit_bytes", "bytes",

@@ -11,6 +11,7 @@ mod dead;
 mod error;
 mod follow;
 mod global;
+pub(crate) mod job;
 pub(crate) mod merchant;
 mod operator;
 pub(crate) mod order;

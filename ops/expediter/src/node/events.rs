@@ -174,6 +174,15 @@ impl NodeEvents for Events {
         self.metrics.log_purged.add(messages);
     }
 
+    fn job_published(&self, late: Duration) {
+        self.metrics.jobs_published.inc();
+        self.metrics.job_late.set(late);
+    }
+
+    fn job_left_out(&self, runs: u64) {
+        self.metrics.jobs_left_out.add(runs);
+    }
+
     fn connected(&self, yes: bool) {
         self.metrics
             .alarms

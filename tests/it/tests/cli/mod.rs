@@ -5,6 +5,7 @@ mod audit;
 mod config;
 mod demo;
 mod holds;
+mod jobs;
 mod merchants;
 mod orders;
 mod removal;

@@ -9,6 +9,7 @@ mod delivery;
 mod edges;
 mod intake;
 mod isolation;
+mod jobs;
 mod limits;
 mod listener;
 mod node;

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use super::existing;
 use super::scope::{Row, shared_by};
 use crate::cli::error::note;
+use crate::cli::job;
 use crate::cli::out::Out;
 use crate::cli::owners::Owners;
 use crate::cli::table::table;
@@ -50,6 +51,9 @@ struct Shown {
     /// Limits of its group and credential.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     shares: Vec<Row>,
+    /// Its recurring jobs, with their last and next run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    jobs: Vec<job::Row>,
 }
 
 pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
@@ -65,12 +69,14 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let owners = Owners::of(&connection).await?;
     let registry = Registry::new(&connection);
     let shares = shared_by(&registry, &entry.registration.merchant);
-    let (status, shares) = futures::join!(owners.status(&args.id), shares);
-    let shares = shares?;
+    let merchants = [&entry.registration.merchant];
+    let jobs = job::rows(&connection, &merchants, Some(&args.id));
+    let (status, shares, jobs) = futures::join!(owners.status(&args.id), shares, jobs);
+    let (shares, jobs) = (shares?, jobs?);
     let mut out = Out::stdout();
     if global.json {
         let status = status.ok();
-        return out.json(&shown(entry, status, shares)?);
+        return out.json(&shown(entry, status, shares, jobs)?);
     }
     let registration = &entry.registration;
     let mut text = format!(
@@ -88,6 +94,9 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     for row in &shares {
         text.push_str(&format!("# {}\n", row.line()));
     }
+    for job in &jobs {
+        text.push_str(&format!("# {}\n", job.line()));
+    }
     text.push('\n');
     text.push_str(&manifest::to_toml(&registration.merchant));
     out.text(&text)
@@ -97,6 +106,7 @@ fn shown(
     entry: RegistryEntry,
     status: Option<MerchantStatus>,
     shares: Vec<Row>,
+    jobs: Vec<job::Row>,
 ) -> Result<Shown, Error> {
     let RegistryEntry {
         registration,
@@ -111,6 +121,7 @@ fn shown(
         rolled_back_from: registration.rolled_back_from,
         status,
         shares,
+        jobs,
     })
 }
 
