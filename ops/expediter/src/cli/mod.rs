@@ -9,6 +9,7 @@ pub(crate) mod completion;
 pub(crate) mod config;
 mod dead;
 mod error;
+mod explain;
 mod follow;
 mod global;
 pub(crate) mod job;

@@ -9,6 +9,7 @@ use expediter_wire::control::{
     CancelResult, ControlReply, ControlRequest, MerchantStatus, OrderStatus, PartitionStatus,
     decode_reply, encode_request,
 };
+use expediter_wire::explain::Explanation;
 use expediter_wire::subjects;
 use futures::StreamExt;
 
@@ -130,6 +131,24 @@ impl Owners {
         };
         match self.ask(partition, &request).await? {
             ControlReply::Order(status) => Ok(status),
+            _ => Err(strange(partition)),
+        }
+    }
+
+    /// Why an order waits, or, without one, all of the merchant's.
+    pub(super) async fn explain(
+        &self,
+        merchant: &MerchantId,
+        order: Option<&OrderId>,
+    ) -> Result<Explanation, Error> {
+        let partition = self.partition(merchant);
+        let merchant = merchant.clone();
+        let request = match order.cloned() {
+            Some(id) => ControlRequest::OrderExplain { merchant, id },
+            None => ControlRequest::MerchantExplain { merchant },
+        };
+        match self.ask(partition, &request).await? {
+            ControlReply::Explanation(explanation) => Ok(*explanation),
             _ => Err(strange(partition)),
         }
     }

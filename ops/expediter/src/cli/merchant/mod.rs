@@ -3,6 +3,7 @@
 mod apply;
 mod delete;
 mod effects;
+mod explain;
 mod hold;
 mod list;
 mod rollback;
@@ -29,6 +30,8 @@ pub(crate) enum Verb {
     List(list::Args),
     /// Show a merchant: its manifest, and how it stands
     Show(show::Args),
+    /// Tell why a merchant's orders wait, and when they are gone
+    Explain(explain::Args),
     /// Delete a merchant; refused while its orders wait
     Delete(delete::Args),
     /// Go back to an earlier revision of a merchant
@@ -52,6 +55,7 @@ pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
             Verb::Apply(args) => Box::pin(apply::run(global, args)).await,
             Verb::List(args) => Box::pin(list::run(global, args)).await,
             Verb::Show(args) => Box::pin(show::run(global, args)).await,
+            Verb::Explain(args) => Box::pin(explain::run(global, args)).await,
             Verb::Delete(args) => Box::pin(delete::run(global, args)).await,
             Verb::Rollback(args) => Box::pin(rollback::run(global, args)).await,
             Verb::Scope(verb) => Box::pin(scope::run(global, verb)).await,

@@ -1,6 +1,7 @@
 //! `expediter order …`
 
 mod cancel;
+mod explain;
 mod input;
 mod message;
 mod publish;
@@ -18,6 +19,8 @@ pub(crate) enum Verb {
     Publish(Box<publish::Args>),
     /// Show where an order is, and every attempt so far
     Show(show::Args),
+    /// Tell why an order waits, and when it goes
+    Explain(explain::Args),
     /// Take an order back that was not sent
     Cancel(cancel::Args),
     /// Say what became of an order that the merchant may have received
@@ -29,6 +32,7 @@ pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
         match verb {
             Verb::Publish(args) => Box::pin(publish::run(global, *args)).await,
             Verb::Show(args) => Box::pin(show::run(global, args)).await,
+            Verb::Explain(args) => Box::pin(explain::run(global, args)).await,
             Verb::Cancel(args) => Box::pin(cancel::run(global, args)).await,
             Verb::Resolve(args) => Box::pin(resolve::run(global, *args)).await,
         }
