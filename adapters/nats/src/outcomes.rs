@@ -97,6 +97,39 @@ pub async fn tail_outcomes(
     Ok(())
 }
 
+/// Reads the dead letters of these merchants (none named: of all) up to the newest one there is now,
+/// oldest first, into `sink`; ends early when its receiver is gone.
+///
+/// # Errors
+/// There is no OUTCOMES; the broker does not answer, or stops delivering.
+pub async fn read_dead_letters(
+    connection: &Connection,
+    merchants: &[MerchantId],
+    since: Option<UnixMillis>,
+    sink: &mpsc::Sender<OutcomeItem>,
+) -> Result<(), Error> {
+    let broker = Broker::new(connection);
+    let filters = match merchants {
+        [] => vec!["dead.*.*".to_owned()],
+        named => named.iter().map(|id| format!("dead.*.{id}")).collect(),
+    };
+    let from = since.map_or(From::Seq(1), From::Time);
+    let mut reader = open(&broker, filters, from).await?;
+    'reading: for _ in 0..reader.pending_at_start() {
+        let delivered = tokio::time::timeout(Duration::from_secs(10), reader.next())
+            .await
+            .map_err(|_| Error::plain("OUTCOMES delivers nothing"))?
+            .map_err(|broken| Error::plain(format!("reading OUTCOMES: {broken}")))?;
+        for item in items(&delivered) {
+            if sink.send(item).await.is_err() {
+                break 'reading;
+            }
+        }
+    }
+    reader.close().await;
+    Ok(())
+}
+
 /// What was recorded of an order, newest last: its outcome, and repeats that were closed. Looks
 /// through the newest minute first, then further back until something is found.
 ///

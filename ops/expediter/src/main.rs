@@ -48,6 +48,9 @@ enum Verb {
     /// Orders that are published on a schedule
     #[command(subcommand)]
     Job(cli::job::Verb),
+    /// Look at dead letters, send them again, discard them
+    #[command(subcommand, name = "deadletter")]
+    DeadLetter(cli::deadletter::Verb),
     /// Follow how orders end
     #[command(subcommand)]
     Outcome(cli::outcome::Verb),
@@ -76,6 +79,7 @@ fn run(global: &Global, verb: Verb) -> Result<(), Error> {
         Verb::Merchant(verb) => cli::merchant::run(global, verb),
         Verb::Order(verb) => cli::order::run(global, verb),
         Verb::Job(verb) => cli::job::run(global, verb),
+        Verb::DeadLetter(verb) => cli::deadletter::run(global, verb),
         Verb::Outcome(verb) => cli::outcome::run(global, verb),
         Verb::Audit(args) => cli::audit::run(global, args),
         Verb::Config(verb) => cli::config::run(global, verb),

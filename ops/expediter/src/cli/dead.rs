@@ -1,5 +1,7 @@
 //! Dead letters: the one that an order ended as, what became of it, and its next generation.
 
+use std::collections::HashMap;
+
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::RawMessageErrorKind;
 use expediter_nats::{
@@ -101,6 +103,42 @@ pub(super) async fn resolution(
         found
     };
     let (read, found) = futures::join!(reading, finding);
+    read?;
+    Ok(found)
+}
+
+/// What was done about all dead letters since a time, by their sequence in OUTCOMES.
+///
+/// # Errors
+/// AUDIT cannot be read.
+pub(super) async fn resolutions(
+    audit: &Audit,
+    merchants: &[MerchantId],
+    since: Option<UnixMillis>,
+) -> Result<HashMap<u64, AuditItem>, Error> {
+    let filter = AuditFilter {
+        merchants: merchants.to_vec(),
+        verbs: RESOLVING.map(str::to_owned).into(),
+        actors: Vec::new(),
+    };
+    let (sink, mut records) = mpsc::channel(64);
+    let reading = async {
+        let from = TailFrom::Since(since.unwrap_or(0));
+        let read = audit.read(&filter, from, &sink).await;
+        drop(sink);
+        read
+    };
+    let collecting = async {
+        let mut found = HashMap::new();
+        while let Some(item) = records.recv().await {
+            let record = item.record.details.get(RECORD).and_then(|n| n.as_u64());
+            if let Some(record) = record.filter(|_| item.record.result == AuditResult::Ok) {
+                found.insert(record, item);
+            }
+        }
+        found
+    };
+    let (read, found) = futures::join!(reading, collecting);
     read?;
     Ok(found)
 }

@@ -8,6 +8,7 @@ pub(crate) mod audit;
 pub(crate) mod completion;
 pub(crate) mod config;
 mod dead;
+pub(crate) mod deadletter;
 mod error;
 mod explain;
 mod follow;

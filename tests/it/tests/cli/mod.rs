@@ -3,6 +3,7 @@
 
 mod audit;
 mod config;
+mod deadletters;
 mod demo;
 mod holds;
 mod jobs;

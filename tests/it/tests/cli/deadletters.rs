@@ -1,0 +1,186 @@
+//! Dead letters and why orders wait, through the CLI on a live node.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use expediter_fleet::merchants::Behaviour;
+use expediter_harness::{NewOrder, World};
+use expediter_types::OutcomeKind;
+
+use super::{CONFLICT, NOT_FOUND, OK, USAGE, run};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Found, counted, shown, discarded; and sent again at a rate, behind what is fresh.
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_and_sent_again() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    world.fleet.set("picky", Behaviour::status(422))?;
+    let mut picky = world.merchant("picky");
+    picky.group = "pizza".to_owned();
+    world.register(&picky).await?;
+    world.register(&world.merchant("other")).await?;
+    let orders = world.publish("picky", 30).await?;
+    let publisher = world.publisher();
+    let soon_over = NewOrder::to("picky").header("Expediter-Deadline", "3s");
+    publisher.send(soon_over.id("soon-over")).await?;
+    world.settled(SOON).await?;
+
+    let listed = run(
+        &world,
+        &["deadletter", "list", "--group", "pizza", "--json"],
+    )
+    .await?;
+    let listed = listed.exits(OK)?.objects()?;
+    ensure!(listed.len() == 31, "{} listed", listed.len());
+    ensure!(listed[0]["reason"] == "invalid" && listed[0]["state"] == "open");
+    let counted = run(&world, &["deadletter", "list", "--count"])
+        .await?
+        .exits(OK)?;
+    counted.says(&["picky", "invalid", "31"])?;
+    let none = ["deadletter", "list", "--reason", "ambiguous", "--json"];
+    ensure!(run(&world, &none).await?.exits(OK)?.objects()?.is_empty());
+    let first = orders[0].id.as_str();
+    let show = ["deadletter", "show", first, "--merchant", "picky"];
+    let shown = run(&world, &show).await?.exits(OK)?;
+    shown.says(&["dead_lettered (invalid), open", "422", "payload"])?;
+
+    let discard = ["deadletter", "discard", first, "--merchant", "picky"];
+    run(&world, &discard)
+        .await?
+        .exits(USAGE)?
+        .tells(&["--reason"])?;
+    let discard = [&discard[..], &["--reason", "by phone", "--actor", "ann"]].concat();
+    run(&world, &discard)
+        .await?
+        .exits(OK)?
+        .says(&["discarded 1"])?;
+    run(&world, &discard).await?.exits(NOT_FOUND)?;
+    let shown = run(&world, &show).await?.exits(OK)?;
+    shown.says(&["discarded", "ann", "by phone"])?;
+    let many = [
+        "deadletter",
+        "discard",
+        "--merchant",
+        "picky",
+        "--reason",
+        "x",
+    ];
+    run(&world, &many)
+        .await?
+        .exits(USAGE)?
+        .tells(&["30", "--yes", "--dry-run"])?;
+
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let replay = ["deadletter", "replay", "--merchant", "picky"];
+    let plan = run(&world, &[&replay[..], &["--dry-run"]].concat())
+        .await?
+        .exits(OK)?;
+    plan.says(&["left out: 1 past its deadline", "would replay 29"])?;
+    world.fleet.set("picky", Behaviour::fast())?;
+    let begun = Instant::now();
+    let reason = ["--rate", "20/s", "--reason", "mended", "--json"];
+    let limited = [&replay[..], &reason, &["--limit", "9"]].concat();
+    let done = run(&world, &limited).await?.exits(OK)?.object()?;
+    ensure!(done["replayed"] == 9, "{done}");
+    let done = run(&world, &[&replay[..], &reason].concat())
+        .await?
+        .exits(OK)?
+        .object()?;
+    ensure!(done["replayed"] == 20 && done["already"] == 0, "{done}");
+    ensure!(
+        begun.elapsed() > Duration::from_millis(1_300),
+        "{:?}",
+        begun.elapsed()
+    );
+    let again = [&replay[..], &reason].concat();
+    let again = run(&world, &again).await?.exits(OK)?.object()?;
+    ensure!(again["replayed"] == 0, "{again}");
+    let taken = || {
+        world
+            .fleet
+            .arrivals("picky")
+            .iter()
+            .filter(|a| a.is_taken())
+            .count()
+    };
+    let until = Instant::now() + SOON;
+    while taken() < 29 {
+        ensure!(Instant::now() < until, "{} of 29 arrived", taken());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let listed = ["deadletter", "list", "--state", "replayed", "--json"];
+    let listed = run(&world, &listed).await?.exits(OK)?.objects()?;
+    ensure!(listed.len() == 29, "{} replayed", listed.len());
+    ensure!(listed[0]["done"]["reason"] == "mended", "{}", listed[0]);
+    node.check(&["order dead-lettered"]).await
+}
+
+/// Why it waits, who said so, how many are ahead.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_explained() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    let mut slow = world.merchant("slow");
+    slow.limits.rates = vec!["6/min".parse()?];
+    slow.limits.mailbox = 8;
+    world.register(&slow).await?;
+    let orders = world.publish("slow", 40).await?;
+    super::merchants::waiting(&world, "slow", 40).await?;
+    let last = orders.iter().max_by_key(|order| order.seq);
+    let last = last.map_or("", |order| order.id.as_str());
+    let explain = ["order", "explain", last, "--merchant", "slow"];
+    let told = run(&world, &explain).await?.exits(OK)?;
+    told.says(&[
+        "waits in the store",
+        "the rate limit 6/min",
+        "set by a test",
+        "39 older orders",
+    ])?;
+    let json = [&explain[..], &["--json"]].concat();
+    let json = run(&world, &json).await?.exits(OK)?.object()?;
+    ensure!(
+        json["reasons"][0]["what"] == "rate" && json["ahead"] == 39,
+        "{json}"
+    );
+    let told = run(&world, &["merchant", "explain", "slow"])
+        .await?
+        .exits(OK)?;
+    told.says(&["40 orders of slow unfinished", "the rate limit 6/min"])?;
+
+    let pause = [
+        "merchant", "pause", "slow", "--reason", "a flood", "--actor", "ann",
+    ];
+    run(&world, &pause).await?.exits(OK)?;
+    let told = run(&world, &explain).await?.exits(OK)?;
+    told.says(&["why", "paused by ann", "a flood", "merchant resume slow"])?;
+    let nobody = ["order", "explain", "nobody", "--merchant", "slow"];
+    run(&world, &nobody)
+        .await?
+        .exits(NOT_FOUND)?
+        .tells(&["nobody"])?;
+    let cancel = [
+        "order",
+        "cancel",
+        last,
+        "--merchant",
+        "slow",
+        "--reason",
+        "gone",
+    ];
+    run(&world, &cancel).await?.exits(OK)?;
+    let told = run(&world, &explain).await?.exits(OK)?;
+    told.says(&["has ended"])?;
+    run(&world, &cancel).await?.exits(CONFLICT)?;
+    slow.limits.rates = Vec::new();
+    world.register(&slow).await?;
+    run(&world, &["merchant", "resume", "slow"])
+        .await?
+        .exits(OK)?;
+    world.settled(SOON).await?;
+    let kind = OutcomeKind::Cancelled;
+    let verdict = world.oracle().allow("slow", kind).judge().await?;
+    ensure!(verdict.delivered == 39, "{verdict:?}");
+    node.check(&[]).await
+}
