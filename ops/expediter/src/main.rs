@@ -54,6 +54,8 @@ enum Verb {
     /// Follow how orders end
     #[command(subcommand)]
     Outcome(cli::outcome::Verb),
+    /// Watch merchants: backlog, in flight, rate, latency, the oldest waiting order
+    Top(cli::top::Args),
     /// Show who changed what, and when
     Audit(cli::audit::Args),
     /// Print and check settings
@@ -81,6 +83,7 @@ fn run(global: &Global, verb: Verb) -> Result<(), Error> {
         Verb::Job(verb) => cli::job::run(global, verb),
         Verb::DeadLetter(verb) => cli::deadletter::run(global, verb),
         Verb::Outcome(verb) => cli::outcome::run(global, verb),
+        Verb::Top(args) => cli::top::run(global, args),
         Verb::Audit(args) => cli::audit::run(global, args),
         Verb::Config(verb) => cli::config::run(global, verb),
         Verb::Completion(args) => cli::completion::run::<Cli>(&args),

@@ -22,6 +22,7 @@ pub(crate) mod outcome;
 mod owners;
 mod table;
 mod text;
+pub(crate) mod top;
 
 pub(crate) use error::{EXIT_CODES, Error, exit_code};
 pub(crate) use global::Global;
