@@ -184,7 +184,7 @@ impl Shadow {
         if let Some(open) = mark
             .finished
             .iter()
-            .find(|seq| !self.done.contains_key(seq))
+            .find(|seq| self.truth.contains_key(seq) && !self.done.contains_key(seq))
         {
             broken!("ORD-1", "the mark calls {open} finished");
         }
