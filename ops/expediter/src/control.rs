@@ -214,8 +214,9 @@ impl Control {
     ) -> Option<ControlReply> {
         let why = said_by(reason, actor);
         tracing::info!(%merchant, order = %id, reason = why, "an order is to be cancelled");
-        let asked = self.platform.ask(partition, move |machine, _| {
-            (machine.cancel(&merchant, &id, &why), machine.seen())
+        let asked = self.platform.ask(partition, move |machine, directory| {
+            let begun = machine.cancel(&merchant, &id, &why, directory);
+            (begun, machine.seen())
         });
         let (begun, seen) = asked.await?;
         let reply = |result, seq| Some(ControlReply::Cancel { result, seq, seen });

@@ -495,6 +495,10 @@ impl PartitionMachine {
         }
         let ordered = merchant.limits.ordering != Ordering::None;
         let up_to = if ordered { ledger_seen } else { Seq::MAX };
+        if gate != Gate::HeadOfKey {
+            // From before the merchant's ordering changed.
+            backlog.key_heads.clear();
+        }
         if let Some(key) = backlog.key_heads.pop_front() {
             backlog.loading = true;
             let load = Load::KeyHead {
@@ -623,7 +627,10 @@ impl PartitionMachine {
                 let Some((lowered, stale)) = self.end_load(&merchant) else {
                     return;
                 };
-                if let Some(stored) = stored {
+                // Keys mean nothing any more when the ordering changed: all is looked at again then.
+                let manifest = directory.merchant(&merchant);
+                let by_key = manifest.is_some_and(|m| Self::gate(&m) == Gate::HeadOfKey);
+                if let Some(stored) = stored.filter(|_| by_key) {
                     let seq = stored.order.seq;
                     let waits = stored.state.due.filter(|due| *due > now.wall);
                     if let Some(backlog) = self.backlogs.get_mut(&merchant) {

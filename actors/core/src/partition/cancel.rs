@@ -39,9 +39,15 @@ pub enum Cancelling {
 
 impl PartitionMachine {
     /// Asks for an order back; of several generations the newest. `why` is said with its outcome.
-    pub fn cancel(&mut self, merchant: &MerchantId, id: &OrderId, why: &str) -> Cancel {
+    pub fn cancel(
+        &mut self,
+        merchant: &MerchantId,
+        id: &OrderId,
+        why: &str,
+        directory: &dyn Directory,
+    ) -> Cancel {
         match self.locate(merchant, id) {
-            Located::Mailbox { stored, .. } => self.cancel_offered(&stored, why),
+            Located::Mailbox { stored, .. } => self.cancel_offered(&stored, why, directory),
             Located::Store { merchant, seq } => {
                 self.cancelling.insert(seq, why.into());
                 self.ask_stored(merchant, seq);
@@ -52,10 +58,12 @@ impl PartitionMachine {
         }
     }
 
-    fn cancel_offered(&mut self, stored: &Stored, why: &str) -> Cancel {
+    fn cancel_offered(&mut self, stored: &Stored, why: &str, directory: &dyn Directory) -> Cancel {
         let seq = stored.order.seq;
         let waits = |held: &super::merchants::Held| matches!(held.stage, Stage::Offered);
-        if self.may_have_been_received(stored) || !self.window.get(&seq).is_some_and(waits) {
+        if self.may_have_been_received(stored, directory)
+            || !self.window.get(&seq).is_some_and(waits)
+        {
             return Cancel::TooLate { seq };
         }
         self.cancelling.insert(seq, why.into());
@@ -84,13 +92,17 @@ impl PartitionMachine {
     }
 
     /// An attempt of this epoch or of a former owner may have reached the merchant.
-    fn may_have_been_received(&self, stored: &Stored) -> bool {
-        let created = stored.order.envelope.created;
-        let before = |at: UnixMillis| created < at;
+    fn may_have_been_received(&self, stored: &Stored, directory: &dyn Directory) -> bool {
+        let envelope = &stored.order.envelope;
+        let before = |at: UnixMillis| envelope.created < at;
+        // Where attempts are listed before they leave, what is not listed was not sent.
+        let listed = directory
+            .merchant(&envelope.merchant)
+            .is_some_and(|merchant| merchant.adapter.idempotency.is_marked());
         stored.state.ambiguous
             || self.doubts.contains_key(&stored.order.seq)
             || self.outcomes_lost_at.is_some_and(before)
-            || self.sent_since.is_some_and(|(_, claimed)| before(claimed))
+            || (!listed && before(self.unknown.ends()))
     }
 
     fn ask_stored(&mut self, merchant: MerchantId, seq: Seq) {
@@ -144,7 +156,7 @@ impl PartitionMachine {
         let Some(stored) = stored else { return };
         if self.finishing.contains_key(&seq)
             || !self.ledger.is_open(seq)
-            || self.may_have_been_received(&stored)
+            || self.may_have_been_received(&stored, directory)
         {
             return;
         }

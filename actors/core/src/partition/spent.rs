@@ -45,6 +45,12 @@ impl Unknown {
         }
     }
 
+    /// An order that was taken in before it may have been sent by an owner of which nobody knows.
+    pub(super) fn ends(&self) -> UnixMillis {
+        let all = self.carried.iter().chain(&self.own);
+        all.map(|(_, until)| *until).max().unwrap_or(0)
+    }
+
     /// For the next mark.
     pub(super) fn all(&self, now: Now) -> Vec<(UnixMillis, UnixMillis)> {
         let all = self.carried.iter().copied().chain(self.own);

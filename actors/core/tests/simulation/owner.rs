@@ -230,7 +230,7 @@ impl Owner {
                 machine.condemn(&merchant, reason, "an operator said so", directory, now);
             }
             Input::Cancel(merchant, id) => {
-                let begun = machine.cancel(&merchant, &id, "an operator asked");
+                let begun = machine.cancel(&merchant, &id, "an operator asked", directory);
                 if matches!(begun, Cancel::Begun { .. }) {
                     env.shadow.cancels.insert((merchant, id));
                 }

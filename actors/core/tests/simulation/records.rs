@@ -144,8 +144,11 @@ impl Shadow {
             OutcomeKind::Duplicate => others().any(|s| payload(s) == Some(order.payload_hash)),
             OutcomeKind::DeadLettered(reason) => match reason {
                 DeadReason::Ambiguous => {
-                    // Also when it was a publisher's repeat of it that was sent.
-                    self.sent.contains_key(&id) || self.listed.contains(&seq) || self.forgetful
+                    // Also when it was a publisher's repeat of it that was sent, or listed to be.
+                    let listed = |seq: &Seq| self.listed.contains(seq);
+                    self.sent.contains_key(&id)
+                        || self.same_id[&id].iter().any(listed)
+                        || self.forgetful
                 }
                 DeadReason::AttemptsExhausted => {
                     let looked = self.undecided.get(&seq).copied().unwrap_or(0);
