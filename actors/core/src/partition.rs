@@ -276,6 +276,10 @@ pub struct PartitionMachine {
     limits_since: u64,
     last_tick: u64,
     expiring: bool,
+    /// More orders may have expired than were ended.
+    expire_more: bool,
+    /// Condemned merchants whose other orders wait for acknowledgements.
+    ending: BTreeSet<MerchantId>,
     /// What the load of expired orders that is under way may say is out of date for these.
     parked_while_expiring: HashSet<Seq>,
     draining: bool,
@@ -405,6 +409,8 @@ impl PartitionMachine {
             limits_since: now.mono,
             last_tick: now.mono,
             expiring: false,
+            expire_more: false,
+            ending: BTreeSet::new(),
             parked_while_expiring: HashSet::new(),
             draining: false,
             closed: false,
@@ -505,10 +511,9 @@ impl PartitionMachine {
         self.poke_gated(directory, now);
         self.look_at_unknown(directory, now);
         if !self.expiring && self.stored_orders() > 0 {
-            self.expiring = true;
-            self.commands
-                .push_back(Command::Load(Load::Expired { until: now.wall }));
+            self.expire_more = true;
         }
+        self.end_more(directory, now);
         self.release_idle(now);
         self.plan_mark(now);
         self.plan_purges();

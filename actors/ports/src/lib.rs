@@ -8,7 +8,7 @@ mod registry;
 mod slices;
 mod store;
 
-pub use courier::{AttemptRequest, Courier};
+pub use courier::{AttemptRequest, Courier, MayLeave};
 pub use log::{
     IntakeBatch, IntakeClosed, IntakeSource, LogMessage, LogState, Opened, PartitionHost,
     PartitionIntake, PartitionLog, PublishFailure, Purge, StartPartition, Stop, Stopped,

@@ -10,7 +10,9 @@ use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, 
 use expediter_core::partition::{
     Acked, Command, Drained, Event, Load, Loaded, PartitionMachine, Report,
 };
-use expediter_ports::{AttemptRequest, Courier, IntakeBatch, PartitionLog, Purge, Stop, Stopped};
+use expediter_ports::{
+    AttemptRequest, Courier, IntakeBatch, MayLeave, PartitionLog, Purge, Stop, Stopped,
+};
 use expediter_types::{Answer, AttemptClass, ClosedBecause, MerchantId, Partition, Record, Seq};
 use futures::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -373,6 +375,10 @@ impl PartitionActor {
                     order,
                     number,
                     look_first,
+                    may_leave: {
+                        let log = Arc::clone(&self.parts.log);
+                        MayLeave::when(move || log.lease_fresh())
+                    },
                 };
                 self.launch(request, ctx);
             }

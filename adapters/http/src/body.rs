@@ -1,6 +1,5 @@
 //! The request's body, which also tells how far the request came.
 
-use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use expediter_ports::MayLeave;
 use http_body::{Body, Frame, SizeHint};
 
 tokio::task_local! {
@@ -88,32 +88,57 @@ impl Progress {
 pub(crate) struct TrackedBody {
     payload: Option<Bytes>,
     progress: Arc<Progress>,
+    may_leave: MayLeave,
+    /// It was not to leave when a connection took it.
+    refused: AtomicBool,
 }
 
+/// The right to send it ran out while the connection was made: nothing of the order was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the node's lease is not fresh any more: nothing was sent")]
+pub(crate) struct TooLate;
+
 impl TrackedBody {
-    pub(crate) fn new(payload: Bytes, progress: Arc<Progress>) -> Self {
+    pub(crate) fn new(payload: Bytes, progress: Arc<Progress>, may_leave: MayLeave) -> Self {
         Self {
             payload: Some(payload).filter(|bytes| !bytes.is_empty()),
             progress,
+            may_leave,
+            refused: AtomicBool::new(false),
         }
+    }
+
+    /// False: it must not leave, and what was begun is broken off before any of the payload.
+    fn leaves(&self) -> bool {
+        if self.progress.may_be_sent() {
+            return true;
+        }
+        if self.refused.load(Ordering::Acquire) || !self.may_leave.now() {
+            self.refused.store(true, Ordering::Release);
+            return false;
+        }
+        self.progress.take();
+        true
     }
 }
 
 impl Body for TrackedBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = TooLate;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.progress.take();
+    ) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
+        if !self.leaves() {
+            return Poll::Ready(Some(Err(TooLate)));
+        }
         Poll::Ready(self.payload.take().map(|payload| Ok(Frame::data(payload))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.progress.take();
-        self.payload.is_none()
+        // Without a payload, too, it has to be asked for one, so that it can be broken off.
+        self.leaves() && self.payload.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -89,6 +89,7 @@ impl HttpCourier {
                 order,
                 number: 1,
                 look_first: false,
+                may_leave: expediter_ports::MayLeave::always(),
             };
             let answer = shared.attempt(request, Some(&mut seen)).await;
             seen.with(answer)
@@ -256,7 +257,11 @@ impl Shared {
             seen.request_headers = shown(headers, &credentials.scrubber);
         }
         let progress = Progress::new(started);
-        let body = TrackedBody::new(order.payload.clone(), Arc::clone(&progress));
+        let body = TrackedBody::new(
+            order.payload.clone(),
+            Arc::clone(&progress),
+            request.may_leave.clone(),
+        );
         *outgoing.body_mut() = Some(reqwest::Body::wrap(body));
 
         let client = if target.repeatable {

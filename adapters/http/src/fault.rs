@@ -7,7 +7,7 @@ use std::time::Duration;
 use expediter_types::{AttemptClass, format_duration};
 use rustls::AlertDescription;
 
-use crate::body::Progress;
+use crate::body::{Progress, TooLate};
 use crate::prepared::Target;
 use crate::resolver::ResolveError;
 
@@ -35,6 +35,12 @@ pub(crate) fn timed_out(target: &Target, progress: &Progress, timeout: Duration)
 /// The client gave up.
 pub(crate) fn judge(error: &reqwest::Error, target: &Target, progress: &Progress) -> Fault {
     for cause in causes(error) {
+        if let Some(late) = cause.downcast_ref::<TooLate>() {
+            return Fault {
+                class: AttemptClass::Local,
+                detail: late.to_string(),
+            };
+        }
         if let Some(error) = cause.downcast_ref::<ResolveError>() {
             let class = match error {
                 ResolveError::Blocked(_) => AttemptClass::Misconfigured,

@@ -25,7 +25,7 @@ use crate::{ControlHandler, Error};
 /// After a failure that repeating does not mend at once.
 const PAUSE: Duration = Duration::from_secs(2);
 /// The host ends within its own deadline; this much later it is not waited for any more.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(15);
 /// A hand-over does not wait for a broker that has been away for so long.
 const AWAY: Duration = Duration::from_secs(2);
 

@@ -53,8 +53,13 @@ pub(crate) struct Args {
 
 /// Runs the demonstration, with a broker of its own unless `nats` names one. An order that was lost
 /// is an error.
-pub(crate) fn run(args: Args, nats: Option<&str>, json: bool) -> Result<(), cli::Error> {
-    let lost = node::block_on(demonstrate(&args, nats, json))??;
+pub(crate) fn run(
+    args: Args,
+    nats: Option<&str>,
+    settings: &Config,
+    json: bool,
+) -> Result<(), cli::Error> {
+    let lost = node::block_on(demonstrate(&args, nats, settings, json))??;
     match lost {
         0 => Ok(()),
         1 => Err(cli::Error::failed("1 order was lost")),
@@ -63,7 +68,12 @@ pub(crate) fn run(args: Args, nats: Option<&str>, json: bool) -> Result<(), cli:
 }
 
 /// Gives the number of lost orders.
-async fn demonstrate(args: &Args, nats: Option<&str>, json: bool) -> anyhow::Result<u64> {
+async fn demonstrate(
+    args: &Args,
+    nats: Option<&str>,
+    settings: &Config,
+    json: bool,
+) -> anyhow::Result<u64> {
     let mut stop = StopSignals::new()?;
     let interactive = std::io::stdout().is_terminal() && !args.plain && !json;
     if !args.keep && args.data_dir.exists() {
@@ -72,6 +82,8 @@ async fn demonstrate(args: &Args, nats: Option<&str>, json: bool) -> anyhow::Res
     std::fs::create_dir_all(&args.data_dir)
         .with_context(|| format!("cannot make the data directory {}", args.data_dir.display()))?;
     let mut config = config(args)?;
+    // Credentials and TLS of a server that is used instead of a child.
+    config.nats = settings.nats.clone();
     let guard = expediter_telemetry::logs::init(&log_options(&config, interactive)?)?;
 
     let broker = match nats {

@@ -76,7 +76,12 @@ fn main() -> ExitCode {
 fn run(global: &Global, verb: Verb) -> Result<(), Error> {
     match verb {
         Verb::Serve => node::run(global.settings()?),
-        Verb::Dev(args) => dev::run(args, global.nats.as_deref(), global.json),
+        Verb::Dev(args) => dev::run(
+            args,
+            global.nats.as_deref(),
+            &global.settings()?,
+            global.json,
+        ),
         Verb::Bench(verb) => bench::run(global, verb),
         Verb::Merchant(verb) => cli::merchant::run(global, verb),
         Verb::Order(verb) => cli::order::run(global, verb),

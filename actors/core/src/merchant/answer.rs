@@ -41,6 +41,10 @@ impl MerchantMachine {
                 self.finish(seq, OutcomeKind::DeadLettered(DeadReason::Invalid));
             }
             AttemptClass::Retry => self.try_again(offer, false, counted, now, random),
+            // It was sent without anything that the merchant could know it by.
+            AttemptClass::Ambiguous if slot.nameless => {
+                self.finish(seq, OutcomeKind::DeadLettered(DeadReason::Ambiguous));
+            }
             AttemptClass::Ambiguous => self.try_again(offer, true, counted, now, random),
             AttemptClass::RateLimited => self.again(seq),
             AttemptClass::Local => {
@@ -86,7 +90,8 @@ impl MerchantMachine {
             self.health.alive(&self.merchant.breaker, now.mono);
             let opens = match self.closure.map(|closure| closure.because) {
                 None | Some(ClosedBecause::RateLimited) => false,
-                Some(ClosedBecause::Suspended | ClosedBecause::Misconfigured) => delivered,
+                // It looked at the order, whatever it thinks of it: our credentials are good.
+                Some(ClosedBecause::Suspended | ClosedBecause::Misconfigured) => delivered || tells,
                 Some(ClosedBecause::Breaker) => tells && self.health.probed(&self.merchant.breaker),
             };
             if opens {
@@ -98,15 +103,20 @@ impl MerchantMachine {
             self.concurrency.failed(took, now.mono);
         }
         if failed {
-            let open = self
-                .closure
-                .is_some_and(|c| c.because == ClosedBecause::Breaker);
-            let trips = match open {
-                true => tells,
-                false => self.health.failed(&self.merchant.breaker, now.mono),
-            };
-            if trips {
-                self.trip(now, random);
+            match self.closure.map(|closure| closure.because) {
+                Some(ClosedBecause::Breaker) if tells => self.trip(now, random),
+                Some(ClosedBecause::Breaker) => {}
+                // A probe that says nothing: it is not back, and the next one has its time.
+                Some(because @ (ClosedBecause::Suspended | ClosedBecause::Misconfigured)) => {
+                    if tells {
+                        self.close(because, PROBE_EVERY, now);
+                    }
+                }
+                None | Some(ClosedBecause::RateLimited) => {
+                    if self.health.failed(&self.merchant.breaker, now.mono) {
+                        self.trip(now, random);
+                    }
+                }
             }
         }
         if asks_to_wait {

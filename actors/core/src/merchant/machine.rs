@@ -25,6 +25,8 @@ pub(super) struct Slot {
     pub(super) adopted: bool,
     /// It was started to find out whether the merchant is back.
     pub(super) probe: bool,
+    /// It runs under a manifest without idempotency, whatever the manifest says since.
+    pub(super) nameless: bool,
 }
 
 impl Slot {
@@ -117,6 +119,7 @@ impl MerchantMachine {
                 running: None,
                 adopted: false,
                 probe: false,
+                nameless: false,
             },
         );
         self.deadlines.insert((offer.deadline, offer.seq));
@@ -166,6 +169,7 @@ impl MerchantMachine {
         if let Some(slot) = self.slots.get_mut(&seq) {
             slot.running = Some(number);
             slot.adopted = true;
+            slot.nameless = self.merchant.adapter.idempotency == Idempotency::None;
             self.running += 1;
             self.deadlines.remove(&(slot.offer.deadline, seq));
             let queue = slot.offer.key.and_then(|key| self.keys.get(&key));
@@ -307,15 +311,18 @@ impl MerchantMachine {
         self.closure
     }
 
-    /// The merchant may have the order, and does not remember its key any more.
+    /// The merchant may have the order, and would not know it again: its manifest says so since, or
+    /// the key is too old.
     fn forgotten(&self, seq: Seq, now: Now) -> bool {
         if self.merchant.adapter.idempotency == Idempotency::Lookup {
             return false;
         }
-        let window = millis(self.merchant.adapter.idempotency_window);
+        let adapter = &self.merchant.adapter;
+        let window = millis(adapter.idempotency_window);
         self.slots.get(&seq).is_some_and(|slot| {
             let first = slot.offer.first_attempt.unwrap_or(now.wall);
-            slot.offer.ambiguous && first.saturating_add(window) <= now.wall
+            let over = first.saturating_add(window) <= now.wall;
+            slot.offer.ambiguous && (adapter.idempotency == Idempotency::None || over)
         })
     }
 
@@ -328,6 +335,7 @@ impl MerchantMachine {
         let number = slot.offer.attempts + 1;
         slot.running = Some(number);
         slot.offer.first_attempt.get_or_insert(now.wall);
+        slot.nameless = self.merchant.adapter.idempotency == Idempotency::None;
         slot.probe = self
             .closure
             .is_some_and(|c| c.because != ClosedBecause::RateLimited);

@@ -21,6 +21,9 @@ use crate::{OrderState, Stored};
 const EXPIRE_AT_ONCE: usize = 256;
 /// So many orders of a condemned backlog are dead-lettered at once.
 const CONDEMN_AT_ONCE: usize = 256;
+/// No more orders of a backlog are ended while so many decisions are not acknowledged: the others'
+/// outcomes wait behind them, and each dead letter holds its payload.
+const ENDING_AT_ONCE: usize = 512;
 
 /// A read from the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -427,6 +430,7 @@ impl PartitionMachine {
         let held = self.keep_hold(id, directory, now);
         let ledger_seen = self.ledger.seen();
         let unconfirmed = self.writer.unconfirmed() >= self.config.unconfirmed;
+        let enough = self.ends_enough();
         let Some(backlog) = self.backlogs.get_mut(id) else {
             return;
         };
@@ -434,6 +438,10 @@ impl PartitionMachine {
             return;
         }
         if backlog.condemned.is_some() {
+            if enough {
+                self.ending.insert(id.clone());
+                return;
+            }
             backlog.loading = true;
             let load = Load::Condemned {
                 merchant: id.clone(),
@@ -446,6 +454,7 @@ impl PartitionMachine {
             return;
         }
         let Some(merchant) = directory.merchant(id) else {
+            self.unknown_since.entry(id.clone()).or_insert(now.wall);
             return;
         };
         if backlog.active.is_none() {
@@ -986,9 +995,28 @@ impl PartitionMachine {
             self.refill(&id, directory, now);
         }
         if full && progress {
+            self.expire_more = true;
+            self.end_more(directory, now);
+        }
+    }
+
+    /// So many decisions wait for their acknowledgement that no more orders are ended.
+    fn ends_enough(&self) -> bool {
+        self.writer.unconfirmed() >= ENDING_AT_ONCE.min(self.config.unconfirmed)
+    }
+
+    /// Goes on ending orders when enough of those before are acknowledged.
+    pub(super) fn end_more(&mut self, directory: &dyn Directory, now: Now) {
+        if self.ends_enough() {
+            return;
+        }
+        if std::mem::take(&mut self.expire_more) && !self.expiring {
             self.expiring = true;
             self.commands
                 .push_back(Command::Load(Load::Expired { until: now.wall }));
+        }
+        for merchant in std::mem::take(&mut self.ending) {
+            self.refill(&merchant, directory, now);
         }
     }
 
@@ -1036,6 +1064,7 @@ impl PartitionMachine {
             let kind = OutcomeKind::DeadLettered(reason);
             self.conclude(stored, true, kind, Why::from(&*condemned.detail), now);
         }
+        let enough = self.ends_enough();
         let Some(backlog) = self.backlogs.get_mut(merchant) else {
             return;
         };
@@ -1045,6 +1074,10 @@ impl PartitionMachine {
             backlog.cursor = seq;
             self.unknown_since.insert(merchant.clone(), created);
         } else if backlog.unloaded > 0 && !(ready.exhausted && ended == 0 && stale.is_empty()) {
+            if enough {
+                self.ending.insert(merchant.clone());
+                return;
+            }
             backlog.loading = true;
             let from = if ready.exhausted { 0 } else { last + 1 };
             let load = Load::Condemned {

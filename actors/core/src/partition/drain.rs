@@ -43,6 +43,19 @@ impl PartitionMachine {
     pub fn close(&mut self, now: Now) -> Drained {
         self.drain();
         self.closed = true;
+        // Requests that have not left are the next owner's; an answer that is here is decided, or it
+        // would be lost.
+        let undecided: Vec<Seq> = self
+            .window
+            .iter()
+            .filter(|(_, held)| {
+                matches!(held.stage, Stage::Marking { .. } | Stage::Answered { .. })
+            })
+            .map(|(seq, _)| *seq)
+            .collect();
+        for seq in undecided {
+            self.decide_alone(seq, now);
+        }
         let mut running: Vec<Seq> = Vec::new();
         for held in self.window.values_mut() {
             let seq = held.stored.order.seq;

@@ -353,7 +353,7 @@ impl PartitionMachine {
     }
 
     /// Without its machine, an answered order is decided from the class of its answer.
-    fn decide_alone(&mut self, seq: Seq, now: Now) {
+    pub(super) fn decide_alone(&mut self, seq: Seq, now: Now) {
         let Some(mut held) = self.leave_window(seq) else {
             return;
         };
@@ -755,6 +755,11 @@ fn record_attempt(held: &mut Held, counted: bool) -> Why {
     } else {
         Why { detail, excerpt }
     };
+    // A fault of ours that goes on would wash out what the merchant said.
+    let local = |record: &AttemptRecord| record.class == AttemptClass::Local;
+    if class == AttemptClass::Local && state.history.last().is_some_and(local) {
+        state.history.pop();
+    }
     state.remember(AttemptRecord {
         number,
         at,

@@ -487,6 +487,7 @@ impl PartitionMachine {
                 if full && self.writer.unacknowledged < self.config.unconfirmed {
                     self.wake_all(directory, now);
                 }
+                self.end_more(directory, now);
                 Acked::Outcomes
             }
             UnderWay::Attempts(seqs) => {

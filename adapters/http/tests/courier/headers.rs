@@ -44,6 +44,7 @@ async fn a_request_says_what_it_is() {
         order,
         number: 3,
         look_first: false,
+        may_leave: expediter_ports::MayLeave::always(),
     };
     assert_eq!(
         courier().attempt(request).await.class,
@@ -99,6 +100,7 @@ async fn what_is_absent_or_illegal_is_left_out() {
         order: order_of(envelope, b""),
         number: 1,
         look_first: false,
+        may_leave: expediter_ports::MayLeave::always(),
     };
     assert_eq!(
         courier().attempt(request).await.class,

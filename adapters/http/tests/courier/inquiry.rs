@@ -47,6 +47,7 @@ async fn look_first(merchant: Merchant, id: &str) -> Answer {
         order: order_of(envelope(id), b"{}"),
         number: 2,
         look_first: true,
+        may_leave: expediter_ports::MayLeave::always(),
     };
     courier.attempt(request).await
 }

@@ -105,6 +105,7 @@ pub(crate) async fn attempt(courier: &HttpCourier, merchant: &Arc<Merchant>, id:
             order,
             number: 1,
             look_first: false,
+            may_leave: expediter_ports::MayLeave::always(),
         })
         .await
 }

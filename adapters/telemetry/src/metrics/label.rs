@@ -201,14 +201,7 @@ mod tests {
         agrees(Alarm::ALL, Alarm::as_str);
         agrees(Stream::ALL, Stream::as_str);
         agrees(Notified::ALL, Notified::as_str);
-        agrees(
-            [
-                ClosedBecause::RateLimited,
-                ClosedBecause::Suspended,
-                ClosedBecause::Misconfigured,
-            ],
-            ClosedBecause::as_str,
-        );
+        agrees(ClosedBecause::ALL, ClosedBecause::as_str);
         agrees(
             [
                 OutcomeKind::Delivered,
@@ -216,6 +209,7 @@ mod tests {
                 OutcomeKind::Expired,
                 OutcomeKind::DeadLettered(DeadReason::Poisoned),
                 OutcomeKind::Duplicate,
+                OutcomeKind::Cancelled,
             ],
             |kind| kind.as_str(),
         );

@@ -130,8 +130,6 @@ catalogue! {
         "Partitions stopped because another claim stands.";
     intake_gaps: Counter, "expediter_intake_gaps_total", "gaps",
         "Times a reader was made anew because messages were missing or late.";
-    intake_lag: Gauge, "expediter_intake_lag", "orders",
-        "Orders in the log that the node has not read.";
     outcome_records: Counter, "expediter_outcome_records_total", "records",
         "Records confirmed by OUTCOMES; one holds a group of outcomes.";
     outcome_publish: Histogram, "expediter_outcome_publish_seconds", "seconds",

@@ -83,7 +83,6 @@ pub(super) async fn order(
     ))
 }
 
-#[expect(clippy::too_many_arguments, reason = "the parts of one answer")]
 fn reply(
     explained: Explained,
     merchant: MerchantId,

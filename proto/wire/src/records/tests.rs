@@ -439,7 +439,7 @@ fn an_outcome_of_a_newer_version_still_finishes_its_sequence() {
     let bytes = encode_outcomes(stamp(), &[long_outcome(0)]).unwrap();
     let text = String::from_utf8(bytes.to_vec())
         .unwrap()
-        .replace("dead_lettered", "cancelled");
+        .replace("dead_lettered", "teleported");
     let Ok(WireEntry::Outcomes(_, finished)) = decode_entry("outcomes.3", &text.clone().into())
     else {
         panic!("no outcomes");
