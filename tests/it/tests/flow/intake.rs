@@ -204,7 +204,8 @@ async fn deadlines_end_orders() -> Result<()> {
         let recorded = outcome(&world, accepted.seq, SOON).await?;
         is(&recorded, OutcomeKind::Expired)?;
         let end = recorded.outcome.at;
-        ensure!(end >= from + 1_900, "{merchant} ended early");
+        // An attempt needs some time: an order ends a quarter of its two seconds before its deadline.
+        ensure!(end >= from + 1_400, "{merchant} ended early");
         let arrivals = world.fleet.arrivals(&merchant);
         ensure!(arrivals.len() > 2, "{merchant}: {arrivals:?}");
         ensure!(arrivals.iter().all(|a| a.at_us / 1_000 <= end + 50));
