@@ -76,6 +76,9 @@ async fn comes_back_empty() -> Result<()> {
         world.fleet.set(id, Behaviour::status(503))?;
         let mut merchant = world.merchant(id);
         merchant.adapter.idempotency = idempotency;
+        // Long enough for all of them to wait at the same time: those in the mailbox do not count.
+        merchant.retry.initial = Duration::from_secs(5);
+        merchant.retry.max = Duration::from_secs(5);
         world.register(&merchant).await?;
     }
     let node = world

@@ -63,7 +63,11 @@ async fn damaged_while_down() -> Result<()> {
     let world = World::start().await?;
     shop::open(&world).await?;
     world.fleet.set("closed", Behaviour::status(503))?;
-    world.register(&world.merchant("closed")).await?;
+    let mut closed = world.merchant("closed");
+    // Long enough for all of them to wait at the same time: those in the mailbox do not count.
+    closed.retry.initial = Duration::from_secs(5);
+    closed.retry.max = Duration::from_secs(5);
+    world.register(&closed).await?;
     let mut node = world.node("node").start().await?;
     for _ in 0..200 {
         world
@@ -73,7 +77,7 @@ async fn damaged_while_down() -> Result<()> {
     }
     let load = shop::rush(&world, 200);
     eventually("orders are in the store", DRAIN, async || {
-        Ok((node.metric("expediter_orders_stored").await? >= 200.0).then_some(()))
+        Ok((node.metric("expediter_orders_stored").await? >= 150.0).then_some(()))
     })
     .await?;
     node.kill9();
