@@ -269,7 +269,7 @@ pub(crate) fn read_ack(payload: &[u8]) -> Result<Ack, NoAck> {
 }
 
 /// The JetStream error code somewhere in a chain of errors.
-pub(crate) fn api_code(error: &(dyn std::error::Error + 'static)) -> Option<u64> {
+fn api_code(error: &(dyn std::error::Error + 'static)) -> Option<u64> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(api) = error.downcast_ref::<jetstream::Error>() {

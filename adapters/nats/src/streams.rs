@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::context::CreateStreamErrorKind;
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType, SubjectTransform,
 };
 use expediter_wire::subjects;
 
-use crate::broker::{Broker, ENVELOPE_ROOM, api_code};
+use crate::broker::{Broker, ENVELOPE_ROOM};
 use crate::{Connection, Difference, Error};
 
 /// The server's default of 1,000 is too near to what many partitions and readers need.
@@ -162,7 +163,12 @@ impl Wanted {
                 }
                 Err(error) => error,
             };
-            match api_code(&error) {
+            // The code stands in the kind of this error, not in its source.
+            let code = match error.kind() {
+                CreateStreamErrorKind::JetStream(api) => Some(api.error_code().0),
+                _ => None,
+            };
+            match code {
                 // Another node was faster; what it made is checked next.
                 Some(10_058) => return Ok(()),
                 // The server has not that much left.

@@ -140,3 +140,24 @@ async fn the_stream_forgets_by_age_only_and_says_when_a_record_is_not_kept() {
         "{error}"
     );
 }
+
+/// A platform whose broker's room is given to ORDERS and OUTCOMES already has an AUDIT all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_without_room_to_set_aside_keeps_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("nats.conf");
+    std::fs::write(&file, "jetstream { max_file_store: 450MB }").unwrap();
+    let mut server = Server::with(&["-c", file.to_str().unwrap()]);
+    server.run().await;
+    let connection = server.connect().await;
+    ensure(&connection, &Topology::default()).await.unwrap();
+    let context = async_nats::jetstream::new(connection.client().clone());
+    let stream = context.get_stream("AUDIT").await.unwrap();
+    assert_eq!(stream.cached_info().config.max_bytes, -1);
+    let audit = Audit::open(&connection).await.unwrap();
+    let target = AuditTarget::merchant(&merchant("a"));
+    audit
+        .record(&record("merchant.apply", target, "ann"))
+        .await
+        .unwrap();
+}
