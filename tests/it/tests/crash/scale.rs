@@ -75,7 +75,7 @@ async fn long_a_million_orders_wait() -> Result<()> {
     let idle = node.rss_mib()?;
     let published = Instant::now();
     let (mut slowest, mut peak) = (Duration::ZERO, idle);
-    let others = world.another_publisher();
+    let others = world.another_publisher().await?;
     for number in 0..ORDERS {
         let order = NewOrder::to("hung").body(format!("{{\"order\":{number:0>200}}}"));
         world.publisher().offer(order).await?;
