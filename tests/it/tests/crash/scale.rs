@@ -67,6 +67,8 @@ async fn long_a_million_orders_wait() -> Result<()> {
     let mut merchant = world.merchant("hung");
     merchant.adapter.timeout = Duration::from_secs(600);
     merchant.limits.concurrency = 64;
+    // With a burst: at such a rate timers are coarser than the time between two orders.
+    merchant.limits.burst = 20;
     merchant.limits.rate = Some("2000/s".parse().map_err(anyhow::Error::msg)?);
     merchant.retry.deadline = Duration::from_secs(86_400);
     world.register(&merchant).await?;
