@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use expediter_core::{Order, payload_hash};
 use expediter_ports::{IntakeBatch, IntakeSource, LogMessage, PartitionIntake, Undecodable};
-use expediter_types::{Incarnation, MerchantId, Partition, Seq};
+use expediter_types::{Incarnation, MerchantId, Partition, Seq, UnixMillis};
 use expediter_wire::{order, subjects};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -57,6 +57,8 @@ pub(crate) struct Intake {
     /// Everything at or below it was handed over, or need not be.
     pub(crate) taken: Seq,
     pub(crate) witness: watch::Sender<Witness>,
+    /// Where the first fresh tail begins; later ones begin at the log's end.
+    pub(crate) fresh_since: Option<UnixMillis>,
     /// So often in turn the claim was not found.
     pub(crate) missing: u32,
 }
@@ -308,18 +310,24 @@ impl Intake {
 
     /// Reads what is new while the main reader is far behind.
     async fn fresh_tail(
-        &self,
+        &mut self,
         behind: Arc<AtomicU64>,
     ) -> Result<impl Future<Output = ()> + Send + 'static + use<>, Interrupted> {
-        let state = self.broker.state(subjects::ORDERS).await;
-        let state = state.map_err(|error| Interrupted::Reader(chain(&error)))?;
+        let from = match self.fresh_since.take() {
+            Some(since) => From::Time(since),
+            None => {
+                let state = self.broker.state(subjects::ORDERS).await;
+                let state = state.map_err(|error| Interrupted::Reader(chain(&error)))?;
+                From::Seq(state.last + 1)
+            }
+        };
         let tail = FreshTail {
             broker: self.broker.clone(),
             partition: self.partition,
             incarnation: self.incarnation,
             host: self.host.clone(),
             behind,
-            taken: state.last,
+            from,
         };
         Ok(tail.run())
     }
@@ -332,7 +340,7 @@ struct FreshTail {
     host: Arc<dyn PartitionIntake>,
     /// How far the main reader is behind.
     behind: Arc<AtomicU64>,
-    taken: Seq,
+    from: From,
 }
 
 impl FreshTail {
@@ -353,7 +361,7 @@ impl FreshTail {
         let options = ReaderOptions {
             stream: subjects::ORDERS.to_owned(),
             filters: vec![subjects::orders_filter(self.partition)],
-            from: From::Seq(self.taken + 1),
+            from: self.from,
             name: format!("p{}-fresh", self.partition),
         };
         let reader = Reader::open(&self.broker, &options).await;
@@ -384,7 +392,7 @@ impl FreshTail {
     }
 
     fn take(&mut self, delivered: Delivered) -> LogMessage {
-        self.taken = delivered.seq;
+        self.from = From::Seq(delivered.seq + 1);
         decode(delivered, self.incarnation)
     }
 }

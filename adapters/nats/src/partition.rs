@@ -24,6 +24,12 @@ use crate::{ControlHandler, Error};
 
 /// After a failure that repeating does not mend at once.
 const PAUSE: Duration = Duration::from_secs(2);
+/// A new owner reads what was published in so many milliseconds before its claim beside what waits
+/// for longer, or since the former owner's newest mark if that is less: a long outage's orders must
+/// not stand before the newest ones.
+const FRESH: u64 = 30_000;
+/// Between the broker's clock and those of the nodes, in milliseconds.
+const SKEW: u64 = 1_000;
 /// The host ends within its own deadline; this much later it is not waited for any more.
 const GRACE: Duration = Duration::from_secs(15);
 /// A hand-over does not wait for a broker that has been away for so long.
@@ -214,6 +220,11 @@ async fn epoch(
     };
     let (witness, witnessed) = watch::channel(first_witness(&claimed));
     let stamp = recovered.stamp;
+    // What came while nobody read, however much waits before it.
+    let fresh_since = recovered
+        .marked_at
+        .max(claimed.claim.at.saturating_sub(FRESH))
+        .saturating_sub(SKEW);
     let shared = environment.shared.clone();
     let Fence { log, fenced: fence } =
         FencedLog::open(shared, partition, stamp, former, witnessed.clone());
@@ -242,6 +253,7 @@ async fn epoch(
         view: environment.view.clone(),
         taken: read_after,
         witness,
+        fresh_since: Some(fresh_since),
         missing: 0,
     };
     let side = side_tasks(environment, &claimed, witnessed.clone());

@@ -180,10 +180,15 @@ impl World {
         self.publisher.clone()
     }
 
-    /// One with a window of its own: what [`World::publisher`] sends does not hold it up.
-    #[must_use]
-    pub fn another_publisher(&self) -> Publisher {
-        Publisher::new(&self.connection, self.ledger.clone())
+    /// One with a connection and a window of its own: what [`World::publisher`] sends does not hold
+    /// it up.
+    ///
+    /// # Errors
+    /// The broker does not answer.
+    pub async fn another_publisher(&self) -> Result<Publisher> {
+        let connect = ConnectOptions::to(&self.broker.url(), "test flow");
+        let connection = Connection::open_once(&connect).await?;
+        Ok(Publisher::new(&connection, self.ledger.clone()))
     }
 
     /// Publishes so many orders to a merchant and waits for the acknowledgements.
