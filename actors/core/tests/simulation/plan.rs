@@ -282,7 +282,6 @@ pub(crate) fn limits(rng: &mut Rng) -> Limits {
         ordering: *rng.pick(&[Ordering::None, Ordering::Order, Ordering::Merchant]),
         mailbox: rng.skewed(12) as u32 + 1,
         backlog: rng.chance(100).then(|| rng.range(3, 60)),
-        ..Limits::default()
     }
 }
 

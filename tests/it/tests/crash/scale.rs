@@ -69,7 +69,7 @@ async fn long_a_million_orders_wait() -> Result<()> {
     merchant.limits.concurrency = 64;
     // With a burst: at such a rate timers are coarser than the time between two orders.
     merchant.limits.burst = 20;
-    merchant.limits.rate = Some("2000/s".parse().map_err(anyhow::Error::msg)?);
+    merchant.limits.rates = vec!["2000/s".parse().map_err(anyhow::Error::msg)?];
     merchant.retry.deadline = Duration::from_secs(86_400);
     world.register(&merchant).await?;
     world.register(&world.merchant("fast")).await?;
@@ -128,7 +128,7 @@ async fn long_a_million_orders_wait() -> Result<()> {
         rate > 0.9 * DRAIN_PER_SECOND && rate < 1.05 * DRAIN_PER_SECOND,
         "{rate}"
     );
-    merchant.limits.rate = None;
+    merchant.limits.rates.clear();
     world.register(&merchant).await?;
     let outcomes = world.settled(hour).await?;
     println!(
