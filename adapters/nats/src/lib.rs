@@ -44,7 +44,9 @@ pub use error::{Difference, Error};
 pub use events::{ControlHandler, NodeEvents};
 pub use jobs::{JobEntry, Jobs};
 pub use node::{Node, NodeStatus, Options};
-pub use outcomes::{OutcomeItem, TailFrom, find_outcome, read_dead_letters, tail_outcomes};
+pub use outcomes::{
+    OutcomeItem, TailFrom, dead_letter, find_outcome, read_dead_letters, tail_outcomes,
+};
 pub use partition::PartitionPhase;
 pub use publisher::{OrderPublisher, PendingAck, Published};
 pub use registry::{Registry, RegistryChange, RegistryEntry, ScopeEntry};

@@ -11,7 +11,7 @@ use expediter_wire::subjects::{self, OutcomesSubject};
 use tokio::sync::mpsc;
 
 use crate::broker::Broker;
-use crate::clock::wall;
+use crate::clock::{millis, wall};
 use crate::error::chain;
 use crate::reader::{Delivered, From, Reader, ReaderOptions};
 use crate::{Connection, Error, partitions};
@@ -128,6 +128,30 @@ pub async fn read_dead_letters(
     }
     reader.close().await;
     Ok(())
+}
+
+/// The dead letter at a sequence of OUTCOMES; `None` when it is not kept any more, or is none.
+///
+/// # Errors
+/// The broker does not answer.
+pub async fn dead_letter(
+    connection: &Connection,
+    record: Seq,
+) -> Result<Option<OutcomeItem>, Error> {
+    let broker = Broker::new(connection);
+    let Some(message) = broker.message(subjects::OUTCOMES, record).await? else {
+        return Ok(None);
+    };
+    let delivered = Delivered {
+        subject: message.subject,
+        headers: None,
+        payload: message.payload,
+        seq: record,
+        at: millis(message.time),
+        pending: 0,
+    };
+    let mut items = items(&delivered).into_iter();
+    Ok(items.find(|item| item.dead.is_some()))
 }
 
 /// What was recorded of an order, newest last: its outcome, and repeats that were closed. Looks

@@ -152,22 +152,36 @@ pub(super) struct Next {
     pub(super) priority: Option<Priority>,
 }
 
+/// Why a dead letter has no next generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NotAgain {
+    #[error("it could not be read as an order: publish it again, mended")]
+    Undecodable,
+    /// The other order's key would make the merchant drop it.
+    #[error("its id is another order's: publish it under an id of its own")]
+    IdConflict,
+    #[error("its deadline was {} (--deadline gives it another one)", when(*.0))]
+    Late(UnixMillis),
+}
+
 /// The next generation of a dead letter: the same order, which is tried anew.
 ///
 /// # Errors
-/// It never was an order, or nobody would try it any more; for people.
+/// It never was an order of its own, or nobody would try it any more.
 pub(super) fn next_generation(
     dead: &OutcomeItem,
     next: Next,
     now: UnixMillis,
-) -> Result<Envelope, String> {
+) -> Result<Envelope, NotAgain> {
     let from = &dead.outcome.envelope;
-    if dead.outcome.kind == OutcomeKind::DeadLettered(DeadReason::Undecodable) {
-        return Err("it could not be read as an order: publish it again, mended".to_owned());
+    match dead.outcome.kind {
+        OutcomeKind::DeadLettered(DeadReason::Undecodable) => return Err(NotAgain::Undecodable),
+        OutcomeKind::DeadLettered(DeadReason::IdConflict) => return Err(NotAgain::IdConflict),
+        _ => {}
     }
     let deadline = next.deadline.or(from.deadline);
     if let Some(over) = deadline.filter(|deadline| *deadline <= now) {
-        return Err(format!("its deadline was {}", when(over)));
+        return Err(NotAgain::Late(over));
     }
     Ok(Envelope {
         generation: from.generation + 1,
@@ -267,15 +281,20 @@ mod tests {
         let id = headers.iter().find(|(name, _)| *name == "Nats-Msg-Id");
         assert_eq!(id.map(|(_, value)| &**value), Some("luigis/2/4711"));
 
-        let late = next_generation(&first, Next::default(), 2_000).unwrap_err();
-        assert!(late.contains("deadline"), "{late}");
+        let late = next_generation(&first, Next::default(), 2_000);
+        assert_eq!(late, Err(NotAgain::Late(2_000)));
         let moved = Next {
             deadline: Some(9_000),
             priority: Some(Priority::Low),
         };
         let next = next_generation(&first, moved, 2_000).unwrap();
         assert_eq!((next.deadline, next.priority), (Some(9_000), Priority::Low));
-        let broken = item(1, OutcomeKind::DeadLettered(DeadReason::Undecodable));
-        assert!(next_generation(&broken, Next::default(), 0).is_err());
+        for (reason, why) in [
+            (DeadReason::Undecodable, NotAgain::Undecodable),
+            (DeadReason::IdConflict, NotAgain::IdConflict),
+        ] {
+            let never = item(1, OutcomeKind::DeadLettered(reason));
+            assert_eq!(next_generation(&never, Next::default(), 0), Err(why));
+        }
     }
 }

@@ -158,6 +158,28 @@ impl Operator {
                 Err(Error::failed("stopped while it ran: a part of it may be done"))
             }
         };
+        self.done(deed, done).await
+    }
+
+    /// As [`Operator::run`], but no signal cuts it short: one of many small effects, between which
+    /// the verb looks at [`Operator::stopped`].
+    ///
+    /// # Errors
+    /// The effect's, which is recorded.
+    pub(super) async fn step<T>(
+        &self,
+        deed: Deed,
+        effect: impl Future<Output = Result<Effect<T>, Error>>,
+    ) -> Result<(T, Recorded), Error> {
+        let done = effect.await;
+        self.done(deed, done).await
+    }
+
+    async fn done<T>(
+        &self,
+        deed: Deed,
+        done: Result<Effect<T>, Error>,
+    ) -> Result<(T, Recorded), Error> {
         let mut record = AuditRecord {
             at: Rfc3339(now()),
             actor: self.actor.clone(),
@@ -180,6 +202,15 @@ impl Operator {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Returns once the process is told to end. From the first call on a signal does not end it.
+    pub(super) async fn stopped(&self) {
+        let mut stopped = self.stopped.get_or_init(watch_signals).clone();
+        if stopped.wait_for(|stopped| *stopped).await.is_err() {
+            // Nobody will tell.
+            std::future::pending::<()>().await;
         }
     }
 

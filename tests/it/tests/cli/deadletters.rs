@@ -7,7 +7,7 @@ use expediter_fleet::merchants::Behaviour;
 use expediter_harness::{NewOrder, World};
 use expediter_types::OutcomeKind;
 
-use super::{CONFLICT, NOT_FOUND, OK, USAGE, run};
+use super::{CONFLICT, FAILED, NOT_FOUND, OK, USAGE, command, run, signal};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -114,6 +114,71 @@ async fn dead_letters_are_listed_and_sent_again() -> Result<()> {
     let listed = run(&world, &listed).await?.exits(OK)?.objects()?;
     ensure!(listed.len() == 29, "{} replayed", listed.len());
     ensure!(listed[0]["done"]["reason"] == "mended", "{}", listed[0]);
+    node.check(&["order dead-lettered"]).await
+}
+
+/// Ctrl-C stops between two, at once; the same command goes on, and nothing is sent twice. What has
+/// no next generation of its own, or has it already, is left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_stops_and_goes_on() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    world.fleet.set("picky", Behaviour::status(422))?;
+    world.register(&world.merchant("picky")).await?;
+    let publisher = world.publisher();
+    let order = |id: &str| NewOrder::to("picky").id(id).body("first");
+    for id in ["a", "b", "c", "d"] {
+        publisher.send(order(id)).await?;
+    }
+    publisher
+        .send(order("a").body("another").repeatable())
+        .await?;
+    world.settled(SOON).await?;
+    world.fleet.set("picky", Behaviour::fast())?;
+    let by_hand = order("b").header("Expediter-Generation", "2");
+    publisher.send(by_hand.repeatable()).await?;
+    world.settled(SOON).await?;
+
+    let url = world.broker.url();
+    let replay = ["deadletter", "replay", "--merchant", "picky", "--json"];
+    let slowly = [&replay[..], &["--rate", "1/min", "--reason", "mended"]].concat();
+    let mut child = command(world.dir())?;
+    let child = child.args(&slowly).args(["--nats", &url]).spawn()?;
+    let taken = |id: &str| {
+        let arrivals = world.fleet.arrivals("picky");
+        let taken = arrivals.iter().filter(|a| a.order_id == id && a.is_taken());
+        taken.count()
+    };
+    let until = Instant::now() + SOON;
+    while taken("a") < 1 {
+        ensure!(Instant::now() < until, "the first does not arrive");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    signal(&child, "-INT")?;
+    let begun = Instant::now();
+    let done = tokio::time::timeout(SOON, child.wait_with_output()).await??;
+    ensure!(
+        begun.elapsed() < Duration::from_secs(3),
+        "it stopped in {:?}",
+        begun.elapsed()
+    );
+    ensure!(done.status.code() == Some(FAILED), "{done:?}");
+    let told = String::from_utf8(done.stdout)?;
+    let told: serde_json::Value = serde_json::from_str(&told)?;
+    ensure!(told["replayed"] == 1 && told["left"] == 2, "{told}");
+    ensure!(
+        told["left_out"]["its id is another order's"] == 1
+            && told["left_out"]["published again already"] == 1,
+        "{told}"
+    );
+
+    let on = [&replay[..], &["--reason", "mended"]].concat();
+    let done = run(&world, &on).await?.exits(OK)?.object()?;
+    ensure!(done["replayed"] == 2 && done["left"] == 0, "{done}");
+    world.settled(SOON).await?;
+    for id in ["a", "b", "c", "d"] {
+        ensure!(taken(id) == 1, "{id} was taken {} times", taken(id));
+    }
     node.check(&["order dead-lettered"]).await
 }
 

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use super::PATIENCE;
+use super::{PATIENCE, signal};
 
 /// `expediter dev` with the pinned broker, without a terminal.
 fn dev(dir: &Path, args: &[&str]) -> Result<Command> {
@@ -76,15 +76,6 @@ async fn started(dir: &Path) -> Result<(Child, Lines<BufReader<ChildStdout>>)> {
         .context("nothing flows")??;
     ensure!(!left(dir)?.is_empty(), "no process has the directory");
     Ok((child, lines))
-}
-
-fn signal(child: &Child, name: &str) -> Result<()> {
-    let pid = child.id().context("it runs")?.to_string();
-    let sent = std::process::Command::new("kill")
-        .args([name, &pid])
-        .status()?;
-    ensure!(sent.success());
-    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -131,3 +131,13 @@ async fn feed(world: &World, args: &[&str], input: &str) -> Result<Ran> {
     let args: Vec<&str> = args.iter().copied().chain(["--nats", &url]).collect();
     run_in(world.dir(), &args, input.as_bytes()).await
 }
+
+/// Sends a signal, such as `-INT`, to a process that runs.
+fn signal(child: &tokio::process::Child, name: &str) -> Result<()> {
+    let pid = child.id().context("it runs")?.to_string();
+    let sent = std::process::Command::new("kill")
+        .args([name, &pid])
+        .status()?;
+    ensure!(sent.success());
+    Ok(())
+}

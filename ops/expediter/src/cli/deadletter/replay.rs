@@ -1,9 +1,9 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use expediter_nats::{Connection, OrderPublisher, Registry};
-use expediter_types::{MerchantId, OrderId, Priority, Rate, UnixMillis};
+use expediter_nats::{Connection, OrderPublisher, Registry, dead_letter};
+use expediter_types::{Merchant, MerchantId, OrderId, Priority, Rate, UnixMillis};
 use expediter_wire::audit::AuditTarget;
 use expediter_wire::order::parse_moment;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -11,19 +11,31 @@ use serde::Serialize;
 
 use super::discard::Chosen;
 use super::select::Letter;
-use crate::cli::dead::{self, Next, RECORD};
+use crate::cli::dead::{self, Next, NotAgain, RECORD};
 use crate::cli::error::note;
-use crate::cli::operator::{Actor, Deed, Effect, Operator};
+use crate::cli::operator::{Actor, Deed, Effect, Operator, Recorded};
 use crate::cli::out::Out;
+use crate::cli::owners::Owners;
 use crate::cli::table::table;
-use crate::cli::text::{about, count, counted, now};
+use crate::cli::text::{about, clean, count, counted, now};
 use crate::cli::{Error, Global};
+
+/// Owners are asked about so many orders at a time.
+const ASKED: usize = 32;
+/// So many failures one after the other are not the letters' fault.
+const HOPELESS: usize = 3;
+/// Failures that are told one by one.
+const TOLD: usize = 20;
+
+const LATE: &str = "past its deadline (--deadline gives another one)";
+const AGAIN: &str = "published again already";
 
 const EXAMPLES: &str = "\
 Publishes open dead letters again, each as the next generation of its order: with the same id,
-payload and idempotency key, and with low priority, so that fresh orders go first. What is past its
-deadline, was replayed already, or has no merchant any more is left out. Ctrl-C stops between two;
-the same command goes on where it stopped.
+payload and idempotency key, and with low priority, so that fresh orders go first. An order keeps its
+deadline; without one of its own that is the merchant's, from its first publish. What is past it, was
+published again already, or has no merchant any more is left out. Ctrl-C stops between two; the same
+command goes on where it stopped.
 
 Examples:
   expediter deadletter replay 4711 --merchant luigis --reason 'their POS is back'
@@ -48,13 +60,14 @@ pub(crate) struct Args {
     /// Only plan: count what would be replayed and what is left out
     #[arg(long)]
     dry_run: bool,
-    /// At most so many, over all merchants [default: half of the slowest merchant's rate, 10/s at most]
+    /// At most so many, over all merchants [default: half of what the slowest one's limits allow,
+    /// 10/s at most]
     #[arg(long, value_name = "RATE")]
     rate: Option<Rate>,
     /// At most so many in all, the oldest first
     #[arg(long, short = 'n', value_name = "COUNT")]
     limit: Option<usize>,
-    /// They expire then: RFC 3339, or a duration from now such as 30m [default: their own deadline]
+    /// They expire then: RFC 3339, or a duration from now such as 30m [default: the deadline they had]
     #[arg(long, value_name = "WHEN")]
     deadline: Option<String>,
     /// Before or after fresh orders
@@ -76,17 +89,30 @@ struct Summary {
     /// Somebody had published the next generation just before.
     already: usize,
     /// By cause.
-    left_out: BTreeMap<String, usize>,
-    /// Planned and not done: it was stopped.
+    left_out: BTreeMap<&'static str, usize>,
+    /// Not published; still open.
+    failed: usize,
+    /// Planned and not tried: it was stopped.
     left: usize,
     per_second: f64,
 }
 
+impl Summary {
+    fn leave_out(&mut self, why: &'static str) {
+        *self.left_out.entry(why).or_default() += 1;
+    }
+
+    fn refused(&mut self, why: NotAgain) {
+        self.leave_out(match why {
+            NotAgain::Late(_) => LATE,
+            NotAgain::Undecodable => "it could not be read as an order",
+            NotAgain::IdConflict => "its id is another order's",
+        });
+    }
+}
+
 pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
-    let next = Next {
-        deadline: deadline(args.deadline.as_deref())?,
-        priority: Some(args.priority),
-    };
+    let deadline = deadline(args.deadline.as_deref())?;
     let connection = global.connect().await?;
     let letters = args
         .selection
@@ -96,37 +122,34 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
         dry_run: args.dry_run,
         ..Summary::default()
     };
-    let (planned, counts, slowest) =
-        plan(&connection, letters, next, args.limit, &mut summary).await?;
-    let rate = args.rate.unwrap_or(slowest);
+    let mut plan = Plan::new(deadline, args.priority)?;
+    let letters = not_again(&connection, letters, &mut summary).await?;
+    plan.fill(&connection, letters, args.limit, &mut summary)
+        .await?;
+    let rate = args.rate.unwrap_or(plan.pace);
     let pause = Duration::from_nanos(rate.interval_ns());
     summary.per_second = 1.0 / pause.as_secs_f64();
     let mut out = Out::stdout();
     if args.dry_run {
-        summary.left = planned.len();
+        summary.left = plan.letters.len();
         return match global.json {
             true => out.json(&summary),
-            false => out.text(&plan_text(&counts, &summary, planned.len(), rate)),
+            false => out.text(&plan_text(&plan.counts, &summary, plan.letters.len(), rate)),
         };
     }
     let operator = Operator::new(&connection, &args.actor).await?;
-    let why = args.why.as_deref().unwrap_or_default().trim();
-    let stopped = send(
-        &connection,
-        &operator,
-        &planned,
-        next,
-        why,
-        pause,
-        &mut summary,
-    )
-    .await;
-    summary.left = planned.len() - summary.replayed - summary.already;
+    let sending = Sending {
+        publisher: OrderPublisher::new(&connection, 1),
+        connection: &connection,
+        operator: &operator,
+        why: args.why.as_deref().unwrap_or_default().trim(),
+    };
+    let ended = Box::pin(sending.all(&plan, pause, &mut summary)).await;
     match global.json {
         true => out.json(&summary)?,
         false => out.line(done_line(&summary))?,
     }
-    stopped
+    ended
 }
 
 fn deadline(text: Option<&str>) -> Result<Option<UnixMillis>, Error> {
@@ -136,117 +159,239 @@ fn deadline(text: Option<&str>) -> Result<Option<UnixMillis>, Error> {
     Ok(Some(moment))
 }
 
+/// Without those of which an owner knows a later generation: one that was published by hand, or by
+/// a replay that died before it could record it.
+async fn not_again(
+    connection: &Connection,
+    letters: Vec<Letter>,
+    summary: &mut Summary,
+) -> Result<Vec<Letter>, Error> {
+    let owners = Owners::of(connection).await?;
+    let mut silent = HashSet::new();
+    let mut again = Vec::with_capacity(letters.len());
+    for asked in letters.chunks(ASKED) {
+        let known = asked.iter().map(|letter| {
+            let envelope = &letter.item.outcome.envelope;
+            let partition = owners.partition(&envelope.merchant);
+            let ask = !silent.contains(&partition);
+            let owners = &owners;
+            async move {
+                match ask {
+                    true => owners.order(&envelope.merchant, &envelope.id).await,
+                    false => Err(Error::failed("nobody answers")),
+                }
+                .map_err(|_| partition)
+            }
+        });
+        let known = futures::future::join_all(known).await;
+        for (letter, known) in asked.iter().zip(known) {
+            again.push(match known {
+                Ok(status) => status.seq.is_some_and(|seq| seq > letter.item.outcome.seq),
+                Err(partition) => {
+                    silent.insert(partition);
+                    false
+                }
+            });
+        }
+    }
+    if !silent.is_empty() {
+        note(
+            "no node could be asked about some orders; one that was published again by hand ends as \
+             a duplicate, and is not sent twice",
+        );
+    }
+    let mut left = Vec::new();
+    for (letter, again) in letters.into_iter().zip(again) {
+        match again {
+            true => summary.leave_out(AGAIN),
+            false => left.push(letter),
+        }
+    }
+    Ok(left)
+}
+
 type Counts = BTreeMap<(MerchantId, &'static str), usize>;
 
 /// What can be sent again, how much of each kind, and the pace that no merchant minds.
-async fn plan(
-    connection: &Connection,
-    letters: Vec<Letter>,
-    next: Next,
-    limit: Option<usize>,
-    summary: &mut Summary,
-) -> Result<(Vec<Letter>, Counts, Rate), Error> {
-    let registry = Registry::new(connection);
-    let mut known: HashMap<MerchantId, Option<Option<Rate>>> = HashMap::new();
-    let ten = Rate::new(10, Duration::from_secs(1));
-    let mut slowest = ten.ok_or_else(|| Error::failed("10/s is a rate"))?;
-    let (mut planned, mut counts) = (Vec::new(), Counts::new());
-    for letter in letters {
-        let merchant = &letter.item.outcome.envelope.merchant;
-        if !known.contains_key(merchant) {
-            let entry = registry.get(merchant).await?;
-            let rate = entry.map(|e| e.registration.merchant.limits.rates.first().copied());
-            known.insert(merchant.clone(), rate);
-        }
-        let mut leave_out = |why: &str| {
-            *summary.left_out.entry(why.to_owned()).or_default() += 1;
-        };
-        let Some(rate) = known.get(merchant).copied().flatten() else {
-            leave_out("the merchant is not registered");
-            continue;
-        };
-        if let Err(why) = dead::next_generation(&letter.item, next, now()) {
-            leave_out(match why.starts_with("its deadline") {
-                true => "past its deadline (--deadline gives another one)",
-                false => "it could not be read as an order",
-            });
-            continue;
-        }
-        if limit.is_some_and(|limit| planned.len() >= limit) {
-            leave_out("above --limit");
-            continue;
-        }
-        let half = rate.and_then(|rate| Rate::new(rate.count(), rate.period() * 2));
-        if let Some(half) = half.filter(|half| half.interval_ns() > slowest.interval_ns()) {
-            slowest = half;
-        }
-        *counts
-            .entry((merchant.clone(), letter.reason.as_str()))
-            .or_default() += 1;
-        planned.push(letter);
-    }
-    Ok((planned, counts, slowest))
+struct Plan {
+    /// For all, instead of the one they had.
+    deadline: Option<UnixMillis>,
+    priority: Priority,
+    letters: Vec<(Letter, Next)>,
+    counts: Counts,
+    pace: Rate,
 }
 
-async fn send(
-    connection: &Connection,
-    operator: &Operator,
-    planned: &[Letter],
-    next: Next,
-    why: &str,
-    pause: Duration,
-    summary: &mut Summary,
-) -> Result<(), Error> {
-    let publisher = OrderPublisher::new(connection, 1);
-    let bar = match std::io::stderr().is_terminal() {
-        true => ProgressBar::new(planned.len() as u64),
-        false => ProgressBar::hidden(),
-    };
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} replayed, {eta} left");
-    bar.set_style(style.map_err(anyhow::Error::from)?);
-    let mut tick = tokio::time::interval(pause);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    for letter in planned {
-        tick.tick().await;
+impl Plan {
+    fn new(deadline: Option<UnixMillis>, priority: Priority) -> Result<Self, Error> {
+        let most = Rate::new(10, Duration::from_secs(1));
+        Ok(Self {
+            deadline,
+            priority,
+            letters: Vec::new(),
+            counts: Counts::new(),
+            pace: most.ok_or_else(|| Error::failed("10/s is a rate"))?,
+        })
+    }
+
+    async fn fill(
+        &mut self,
+        connection: &Connection,
+        letters: Vec<Letter>,
+        limit: Option<usize>,
+        summary: &mut Summary,
+    ) -> Result<(), Error> {
+        let registry = Registry::new(connection);
+        let mut known: HashMap<MerchantId, Option<Merchant>> = HashMap::new();
+        for letter in letters {
+            let envelope = &letter.item.outcome.envelope;
+            let id = &envelope.merchant;
+            if !known.contains_key(id) {
+                let entry = registry.get(id).await?;
+                known.insert(id.clone(), entry.map(|entry| entry.registration.merchant));
+            }
+            let Some(merchant) = known.get(id).and_then(Option::as_ref) else {
+                summary.leave_out("the merchant is not registered");
+                continue;
+            };
+            let next = Next {
+                deadline: Some(self.deadline.or(envelope.deadline).unwrap_or_else(|| {
+                    let usual = merchant.retry.deadline.as_millis();
+                    let usual = u64::try_from(usual).unwrap_or(u64::MAX);
+                    envelope.created.saturating_add(usual)
+                })),
+                priority: Some(self.priority),
+            };
+            if let Err(why) = dead::next_generation(&letter.item, next, now()) {
+                summary.refused(why);
+                continue;
+            }
+            if limit.is_some_and(|limit| self.letters.len() >= limit) {
+                summary.leave_out("above --limit");
+                continue;
+            }
+            if let Some(half) = half_of(merchant)
+                && half.interval_ns() > self.pace.interval_ns()
+            {
+                self.pace = half;
+            }
+            *self
+                .counts
+                .entry((id.clone(), letter.reason.as_str()))
+                .or_default() += 1;
+            self.letters.push((letter, next));
+        }
+        Ok(())
+    }
+}
+
+/// Half of what a merchant's own limits allow in the long run; `None`: no limit.
+fn half_of(merchant: &Merchant) -> Option<Rate> {
+    let rates = merchant.limits.rates.iter();
+    let slowest = rates.max_by_key(|rate| rate.interval_ns())?;
+    let (count, period) = (slowest.count(), slowest.period());
+    Rate::new(count, period * 2).or_else(|| Rate::new((count / 2).max(1), period))
+}
+
+struct Sending<'a> {
+    connection: &'a Connection,
+    publisher: OrderPublisher,
+    operator: &'a Operator,
+    why: &'a str,
+}
+
+impl Sending<'_> {
+    /// One after the other, until it is told to stop. One that cannot be sent holds up no other.
+    async fn all(&self, plan: &Plan, pause: Duration, summary: &mut Summary) -> Result<(), Error> {
+        let bar = match std::io::stderr().is_terminal() {
+            true => ProgressBar::new(plan.letters.len() as u64),
+            false => ProgressBar::hidden(),
+        };
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} replayed, {eta} left");
+        bar.set_style(style.map_err(anyhow::Error::from)?);
+        let mut tick = tokio::time::interval(pause);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut in_a_row = 0;
+        summary.left = plan.letters.len();
+        for (letter, next) in &plan.letters {
+            let stopped = tokio::select! {
+                biased;
+                () = self.operator.stopped() => true,
+                _ = tick.tick() => false,
+            };
+            if stopped || in_a_row >= HOPELESS {
+                bar.abandon();
+                let cause = if stopped { "stopped" } else { "given up" };
+                return Err(Error::failed(format!(
+                    "{cause}; the same command goes on where it stopped"
+                )));
+            }
+            summary.left -= 1;
+            bar.inc(1);
+            match self.one(letter, *next, summary).await {
+                Ok(recorded) => {
+                    in_a_row = 0;
+                    recorded?;
+                }
+                Err(error) => {
+                    in_a_row += 1;
+                    summary.failed += 1;
+                    if summary.failed <= TOLD {
+                        let envelope = &letter.item.outcome.envelope;
+                        let error = clean(&error.to_string());
+                        let told = format!("{} of {}: {error}", envelope.id, envelope.merchant);
+                        bar.suspend(|| note(&told));
+                    }
+                }
+            }
+        }
+        bar.finish_and_clear();
+        match summary.failed {
+            0 => Ok(()),
+            failed => Err(Error::failed(format!(
+                "not replayed: {}",
+                counted(failed as u64, "dead letter")
+            ))),
+        }
+    }
+
+    async fn one(
+        &self,
+        letter: &Letter,
+        next: Next,
+        summary: &mut Summary,
+    ) -> Result<Recorded, Error> {
         let envelope = match dead::next_generation(&letter.item, next, now()) {
             Ok(envelope) => envelope,
             // Its deadline passed while it waited for its turn.
             Err(why) => {
-                *summary.left_out.entry(why).or_default() += 1;
-                continue;
+                summary.refused(why);
+                return Ok(Ok(()));
             }
         };
-        let deed = Deed::new(
-            "deadletter.replay",
-            AuditTarget::order(&envelope.merchant, &envelope.id),
-        )
-        .because(why)
-        .detail("generation", letter.item.outcome.envelope.generation)
-        .detail(RECORD, letter.item.record)
-        .detail("next", envelope.generation);
+        let Some(whole) = dead_letter(self.connection, letter.item.record).await? else {
+            summary.leave_out("not kept any more");
+            return Ok(Ok(()));
+        };
+        let target = AuditTarget::order(&envelope.merchant, &envelope.id);
+        let deed = Deed::new("deadletter.replay", target)
+            .because(self.why)
+            .detail("generation", letter.item.outcome.envelope.generation)
+            .detail(RECORD, letter.item.record)
+            .detail("next", envelope.generation);
         let sending = async {
-            let sent = dead::publish(connection, &publisher, &envelope, &letter.item).await?;
+            let sent = dead::publish(self.connection, &self.publisher, &envelope, &whole).await?;
             Ok(Effect::new(sent.duplicate)
                 .detail("seq", sent.seq)
                 .detail("duplicate", sent.duplicate))
         };
-        let (duplicate, recorded) = match operator.run(deed, sending).await {
-            Ok(done) => done,
-            Err(error) => {
-                bar.abandon();
-                note("stopped; the same command goes on where it stopped");
-                return Err(error);
-            }
-        };
+        let (duplicate, recorded) = self.operator.step(deed, sending).await?;
         match duplicate {
             true => summary.already += 1,
             false => summary.replayed += 1,
         }
-        bar.inc(1);
-        recorded?;
+        Ok(recorded)
     }
-    bar.finish_and_clear();
-    Ok(())
 }
 
 fn plan_text(counts: &Counts, summary: &Summary, planned: usize, rate: Rate) -> String {
@@ -280,8 +425,30 @@ fn done_line(summary: &Summary) -> String {
     for (why, n) in &summary.left_out {
         line.push_str(&format!(", left out {} ({why})", count(*n as u64)));
     }
+    if summary.failed > 0 {
+        line.push_str(&format!(", {} failed", count(summary.failed as u64)));
+    }
     if summary.left > 0 {
         line.push_str(&format!(", {} left", count(summary.left as u64)));
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pace_is_half_of_the_limit_that_takes_longest() {
+        let mut merchant = Merchant::to(MerchantId::new("luigis").unwrap(), "https://a.example/");
+        let mut half = |rates: &[&str]| {
+            merchant.limits.rates = rates.iter().map(|rate| rate.parse().unwrap()).collect();
+            half_of(&merchant).map(|rate| rate.to_string())
+        };
+        assert_eq!(half(&[]), None);
+        assert_eq!(half(&["3/s"]).as_deref(), Some("3/2s"));
+        assert_eq!(half(&["20/s", "900/15min"]).as_deref(), Some("900/30min"));
+        // There is no period of two days.
+        assert_eq!(half(&["1001/24h"]).as_deref(), Some("500/d"));
+    }
 }

@@ -175,14 +175,17 @@ impl Selection {
         Ok(read?)
     }
 
-    /// The open ones, or the one of this id.
+    /// The open ones, or the one of this id. Payloads and attempts are left in OUTCOMES: of many they
+    /// would fill the memory.
     pub(super) async fn open(
         &self,
         connection: &Connection,
         id: Option<&OrderId>,
     ) -> Result<Vec<Letter>, Error> {
         let mut found: Vec<Letter> = Vec::new();
-        self.each(connection, &[State::Open], |letter| {
+        self.each(connection, &[State::Open], |mut letter| {
+            letter.item.dead = None;
+            letter.item.outcome.attempts = Vec::new();
             if id.is_none_or(|id| letter.item.outcome.envelope.id == *id) {
                 found.push(letter);
             }

@@ -257,11 +257,8 @@ async fn retry(
     dead: &OutcomeItem,
     next: Next,
 ) -> Result<Published, Error> {
-    let envelope = dead::next_generation(dead, next, now()).map_err(|why| {
-        Error::failed(format!(
-            "it cannot be tried again: {why} (--deadline gives it another one)"
-        ))
-    })?;
+    let envelope = dead::next_generation(dead, next, now())
+        .map_err(|why| Error::failed(format!("it cannot be tried again: {why}")))?;
     let publisher = OrderPublisher::new(connection, 1);
     let published = dead::publish(connection, &publisher, &envelope, dead).await?;
     Ok(Published {
