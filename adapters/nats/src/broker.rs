@@ -75,6 +75,8 @@ pub(crate) struct StreamState {
     pub(crate) last_at: UnixMillis,
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
+    /// So many bytes may it hold; `u64::MAX` without a bound.
+    pub(crate) room: u64,
 }
 
 impl From<&stream::Info> for StreamState {
@@ -86,6 +88,7 @@ impl From<&stream::Info> for StreamState {
             last_at: millis(info.state.last_timestamp),
             messages: info.state.messages,
             bytes: info.state.bytes,
+            room: u64::try_from(info.config.max_bytes).unwrap_or(u64::MAX),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::identity::{Identity, Witness, check};
 use crate::log::LogView;
 use crate::reader::{From, Reader, ReaderOptions};
 use crate::recovery::MarkHead;
-use crate::writer::Shared;
+use crate::writer::{SELDOM, Shared, rest};
 
 /// How often the whole log is looked at, by the owner of partition 0.
 const EVERY: Duration = Duration::from_secs(10);
@@ -25,7 +25,7 @@ const EVERY: Duration = Duration::from_secs(10);
 const MESSAGES: u64 = 1_000;
 const BYTES: u64 = 8 << 20;
 /// Another partition's waiting orders keep the log: this partition's finished ones are deleted by
-/// subject when the log begins so far below its low water, and it has risen so far since.
+/// subject, so many sequences at once, as soon as its low water is so far above the log's beginning.
 const PINNED: u64 = 20_000;
 /// How often OUTCOMES is cleaned, by the owner of each partition.
 const CLEANING: Duration = Duration::from_secs(600);
@@ -107,16 +107,20 @@ pub(crate) async fn compact_own(
     let mut done = 0;
     loop {
         interval.tick().await;
-        let LogView { state, .. } = *view.borrow();
-        let own = shared.marks.of(partition).unwrap_or(0);
-        if own < state.first.max(done).saturating_add(PINNED) {
-            continue;
-        }
-        let witness = *witness.borrow();
-        match purge_own(shared, partition, own.min(witness.seq), &witness).await {
-            Ok(()) => done = own,
-            Err(error) => {
-                tracing::info!(%partition, error = chain(&error), "the log was not compacted");
+        loop {
+            let LogView { state, .. } = *view.borrow();
+            let step = state.first.max(done).saturating_add(PINNED);
+            let witness = *witness.borrow();
+            let own = shared.marks.of(partition).unwrap_or(0).min(witness.seq);
+            let Some(rest) = rest(&state).filter(|_| own >= step) else {
+                break;
+            };
+            match purge_own(shared, partition, step, &witness, rest).await {
+                Ok(()) => done = step,
+                Err(error) => {
+                    tracing::info!(%partition, error = chain(&error), "the log was not compacted");
+                    break;
+                }
             }
         }
     }
@@ -127,14 +131,15 @@ async fn purge_own(
     partition: Partition,
     below: Seq,
     witness: &Witness,
+    rest: u32,
 ) -> Result<(), Error> {
-    shared.purges.wait().await;
     if check(&shared.broker, witness).await? != Identity::Same {
         return Ok(());
     }
     let filter = subjects::orders_filter(partition);
     let broker = &shared.broker;
-    let purged = broker.purge(subjects::ORDERS, Some(&filter), below).await?;
+    let purge = broker.purge(subjects::ORDERS, Some(&filter), below);
+    let purged = shared.purges.purge(rest, purge).await?;
     shared.events.purged(purged);
     tracing::debug!(%partition, below, purged, "compacted the partition's orders");
     Ok(())
@@ -335,11 +340,10 @@ async fn first_since(
 
 async fn purge(shared: &Shared, filter: String, below: Seq) -> Result<(), Error> {
     if below > 1 {
-        shared.purges.wait().await;
-        let purged = shared
+        let purge = shared
             .broker
-            .purge(subjects::OUTCOMES, Some(&filter), below)
-            .await?;
+            .purge(subjects::OUTCOMES, Some(&filter), below);
+        let purged = shared.purges.purge(SELDOM, purge).await?;
         tracing::debug!(filter, below, purged, "cleaned OUTCOMES");
     }
     Ok(())

@@ -28,8 +28,6 @@ use crate::{directory, ensure, instance, log, slices};
 
 /// Recoveries at the same time: each reads what may be long.
 const RECOVERIES: usize = 8;
-/// Purges by subject per second and node.
-const PURGES: u32 = 20;
 
 /// How a node works with the broker.
 #[derive(Debug, Clone)]
@@ -161,7 +159,7 @@ impl Node {
         let shared = Shared {
             broker: broker.clone(),
             freshness: freshness.clone(),
-            purges: Pace::per_second(PURGES),
+            purges: Pace::new(),
             marks: Marks::default(),
             events: events.clone(),
         };

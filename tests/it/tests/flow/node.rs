@@ -142,9 +142,8 @@ async fn finished_orders_leave_the_log() -> Result<()> {
     let publisher = world.publisher();
     // A purge is worth its cost from a thousand messages on.
     for n in 0..1_600 {
-        publisher
-            .offer(NewOrder::to(&format!("m-{}", n % 8)))
-            .await?;
+        let order = NewOrder::to(&format!("m-{}", n % 8)).body("x".repeat(500));
+        publisher.offer(order).await?;
     }
     publisher.flush().await;
     world.settled(SOON).await?;
@@ -165,14 +164,17 @@ async fn finished_orders_leave_the_log() -> Result<()> {
     node.check(&[]).await
 }
 
-/// One merchant that does not finish anything keeps its own orders in the log, not the others'.
+/// One merchant that does not finish anything keeps its own orders in the log, not the others', when
+/// the log has little room left.
 #[tokio::test(flavor = "multi_thread")]
 async fn long_a_stuck_merchant_does_not_keep_the_log() -> Result<()> {
     if std::env::var_os("EXPEDITER_LONG").is_none() {
         return Ok(());
     }
-    let world = World::start().await?;
+    let world = World::bare().await?;
     let node = world.node("node").set("orders.mark_every", "500ms");
+    // Small enough that the log is soon short of room.
+    let node = node.set("nats.orders_max_bytes", "64MiB");
     let node = node.start().await?;
     world.fleet.set("stuck", Behaviour::status(503))?;
     world.register(&world.merchant("stuck")).await?;
@@ -182,9 +184,8 @@ async fn long_a_stuck_merchant_does_not_keep_the_log() -> Result<()> {
     }
     let publisher = world.publisher();
     for n in 0..60_000 {
-        publisher
-            .offer(NewOrder::to(&format!("m-{}", n % 8)))
-            .await?;
+        let order = NewOrder::to(&format!("m-{}", n % 8)).body("x".repeat(500));
+        publisher.offer(order).await?;
     }
     publisher.flush().await;
     let orders = stream(&world, "ORDERS").await?;
