@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use expediter_types::{NodeName, Seq, Slice, SliceEntry, SliceTable};
+use expediter_types::{NodeName, Seq, Slice, SliceEntry, SliceTable, UnixMillis};
 
 /// An entry that was not renewed for so long, as an observer saw it, is free; microseconds.
 pub const TTL: u64 = 3_000_000;
@@ -26,6 +26,8 @@ pub struct Demand {
     pub wants: Slice,
     /// Attempts that run now: their slots are given back when they end.
     pub in_use: u32,
+    /// An answer on this node asked all of it to wait until then; 0: none did, or that is over.
+    pub closed_until: UnixMillis,
 }
 
 #[derive(Debug)]
@@ -155,6 +157,12 @@ impl Lessee {
         }
     }
 
+    /// Until when some node's merchant asked all of the scope to wait.
+    #[must_use]
+    pub fn closed_until(&self) -> UnixMillis {
+        self.table.closed_until
+    }
+
     /// Until when [`Lessee::slice`] holds without another write.
     #[must_use]
     pub fn until(&self) -> u64 {
@@ -198,13 +206,17 @@ impl Lessee {
         let own = self.own().cloned();
         let wanted = demand.wants != Slice::default();
         let mut table = self.table.clone();
+        table.closed_until = table.closed_until.max(demand.closed_until);
+        let closed = table.closed_until != self.table.closed_until;
         table.entries.retain(|entry| {
             let heard = self.heard.get(&entry.node).map_or(now, |heard| heard.1);
             entry.node != self.me && now <= heard.saturating_add(TTL)
         });
         if !wanted && demand.in_use == 0 {
             (self.held, self.aim) = (Slice::default(), Slice::default());
-            own?;
+            if own.is_none() && !closed {
+                return None;
+            }
             return Some(self.write(table, Slice::default(), now));
         }
         let others = table
@@ -253,7 +265,7 @@ impl Lessee {
                 || more
         });
         let turned = table.turn != self.table.turn;
-        if !(due || new || turned || now >= self.until) {
+        if !(due || new || turned || closed || now >= self.until) {
             return None;
         }
         table.entries[place].slice = slice;

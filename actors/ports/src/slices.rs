@@ -1,6 +1,6 @@
 use std::fmt::Debug;
 
-use expediter_types::{LimitScope, Slice};
+use expediter_types::{LimitScope, Slice, UnixMillis};
 
 use crate::BoxFuture;
 
@@ -16,6 +16,8 @@ pub struct SliceWant {
     pub in_use: u32,
     /// The concurrency of all nodes together; 0 when it is unlimited.
     pub whole: u32,
+    /// An answer on this node asked all of it to wait until then; 0: none did, or that is over.
+    pub closed_until: UnixMillis,
 }
 
 /// The limits that this node's merchants share with those of other nodes. Slices of them are leased
@@ -29,6 +31,10 @@ pub trait SharedLimits: Debug + Send + Sync + 'static {
 
     /// What may be used, until that time of the monotonic clock in microseconds.
     fn lease(&self, limit: &SharedLimit, slice: Slice, until: u64);
+
+    /// An answer on some node asked all of it to wait until then; an earlier time than known changes
+    /// nothing.
+    fn close(&self, limit: &SharedLimit, until: UnixMillis);
 
     /// The table of a limit was written.
     fn written(&self);

@@ -48,8 +48,8 @@ pub struct PartitionGauges {
     pub oldest_open: AtomicU64,
     /// Moved with every batch.
     pub seen: AtomicU64,
-    /// Monotonic microseconds of the newest acknowledged mark.
-    pub marked_at: AtomicU64,
+    /// Monotonic microseconds since when something is not in an acknowledged mark; 0: all is.
+    pub unmarked_since: AtomicU64,
 }
 
 /// Everything the actor uses.
@@ -384,10 +384,7 @@ impl PartitionActor {
             }
             Command::CloseScope { kind, id, until } => {
                 tracing::debug!(?kind, id, until, "a merchant's shared limit is used up");
-                let wait = until.saturating_sub(Clock::now().wall);
-                self.parts
-                    .shared
-                    .close(&(kind, id), Duration::from_millis(wait));
+                self.parts.shared.close_everywhere(&(kind, id), until);
             }
             Command::Load(load) => {
                 let address = ctx.address();
@@ -562,10 +559,8 @@ impl PartitionActor {
                     last_taken_at,
                 }) = machine.on_acked(number, seq, &**directory, now)
                 {
-                    self.parts
-                        .gauges
-                        .marked_at
-                        .store(now.mono, Ordering::Relaxed);
+                    // What came while it was written is younger.
+                    self.parts.gauges.unmarked_since.store(0, Ordering::Relaxed);
                     self.parts.log.marked(low_water, last_taken, last_taken_at);
                 }
             }
@@ -584,6 +579,12 @@ impl PartitionActor {
     }
 
     fn gauge(&mut self, mono: u64) {
+        let unmarked = &self.parts.gauges.unmarked_since;
+        if !self.parts.machine.owes_mark() {
+            unmarked.store(0, Ordering::Relaxed);
+        } else if unmarked.load(Ordering::Relaxed) == 0 {
+            unmarked.store(mono, Ordering::Relaxed);
+        }
         if mono.saturating_sub(self.gauged) < 500_000 {
             return;
         }

@@ -12,8 +12,7 @@ use expediter_core::store::{Gate, PartitionMeta, StoreBatch, StoreOp, StoredPart
 use expediter_core::{Order, Stored};
 use expediter_ports::{
     BoxFuture, Courier, IntakeBatch, IntakeClosed, LogState, MerchantStore, Opened, PartitionHost,
-    PartitionIntake, PartitionLog, SharedLimit, SharedLimits, StartPartition, Stop, Stopped,
-    StoreError,
+    PartitionIntake, PartitionLog, SharedLimits, StartPartition, Stop, Stopped, StoreError,
 };
 use expediter_types::{ClosedBecause, Merchant, MerchantId, Partition, Rate, Seq, UnixMillis};
 use tokio::sync::{Semaphore, oneshot};
@@ -121,7 +120,7 @@ pub struct Snapshot {
     pub unconfirmed: usize,
     /// ORDERS sequence of the oldest unfinished order; `None` without any.
     pub oldest_open: Option<Seq>,
-    /// Age of the oldest newest mark, in microseconds; 0 without partitions.
+    /// How long something waits for being in a mark, in microseconds; 0: all is.
     pub mark_age: u64,
     pub capacity: usize,
     pub capacity_used: usize,
@@ -302,12 +301,6 @@ impl Platform {
         self.0.capacity.hold(held);
     }
 
-    /// Nothing of a group or credential starts on this node for so long: one of its merchants said
-    /// so for all of it. Without limits of its own it has no such pause.
-    pub fn close_shared(&self, limit: &SharedLimit, wait: Duration) {
-        self.0.shared.close(limit, wait);
-    }
-
     /// The shared limits that hold for a merchant, as they stand on this node.
     #[must_use]
     pub fn shared_status(&self, merchant: &Merchant) -> Vec<SharedStatus> {
@@ -362,8 +355,10 @@ impl Platform {
             if oldest != 0 {
                 all.oldest_open = Some(all.oldest_open.map_or(oldest, |seq| seq.min(oldest)));
             }
-            let age = now.saturating_sub(gauges.marked_at.load(Ordering::Relaxed));
-            all.mark_age = all.mark_age.max(age);
+            let unmarked = gauges.unmarked_since.load(Ordering::Relaxed);
+            if unmarked != 0 {
+                all.mark_age = all.mark_age.max(now.saturating_sub(unmarked));
+            }
         }
         all
     }
@@ -529,7 +524,6 @@ impl Inner {
         let read_after = machine.seen();
         let gauges = Arc::new(PartitionGauges::default());
         gauges.seen.store(read_after, Ordering::Release);
-        gauges.marked_at.store(now.mono, Ordering::Relaxed);
         let parts = Parts {
             partition,
             machine,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use expediter_core::scopes::{Held, Needs, ScopeId, ScopeLimits, Scopes, Ticket};
 use expediter_ports::{BoxFuture, SharedLimit, SharedLimits, SliceWant};
-use expediter_types::{LimitScope, Merchant, Rate, Scope, Slice};
+use expediter_types::{LimitScope, Merchant, Now, Rate, Scope, Slice, UnixMillis};
 use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Clock;
@@ -40,6 +40,8 @@ struct State {
     ids: HashMap<SharedLimit, ScopeId>,
     names: HashMap<ScopeId, SharedLimit>,
     tells: HashMap<Ticket, (Needs, Tell)>,
+    /// Until when answers asked all of a scope to wait.
+    closed: HashMap<ScopeId, UnixMillis>,
     last: u32,
 }
 
@@ -200,6 +202,7 @@ impl Shared {
                     return;
                 };
                 state.names.remove(&id);
+                state.closed.remove(&id);
                 self.version.fetch_add(1, Ordering::AcqRel);
                 let freed = state.machine.remove(id, now);
                 let mut granted = state.told(freed);
@@ -276,15 +279,11 @@ impl Shared {
         at_once.map(|_| self.permit(needs))
     }
 
-    /// A merchant's answer spoke for all of a scope: nothing of it starts for so long.
-    pub(crate) fn close(&self, limit: &SharedLimit, wait: Duration) {
-        let until = Clock::now().mono.saturating_add(micros(wait));
-        let mut state = self.lock();
-        if let Some(id) = state.ids.get(limit).copied() {
-            state.machine.close(id, until);
-        }
-        drop(state);
-        self.changed.notify_one();
+    /// A merchant's answer spoke for all of a scope: nothing of it starts until then, on any node.
+    pub(crate) fn close_everywhere(&self, limit: &SharedLimit, until: UnixMillis) {
+        self.close(limit, until);
+        // The other nodes are told through the table of its slices.
+        let _nobody_leases = self.hungry.send(limit.clone()).is_err();
     }
 
     /// The scopes of a merchant, for those who ask why its orders wait.
@@ -336,10 +335,6 @@ impl Shared {
     }
 }
 
-fn micros(wait: Duration) -> u64 {
-    u64::try_from(wait.as_micros()).unwrap_or(u64::MAX)
-}
-
 impl SharedLimits for Shared {
     fn wanted(&self) -> BoxFuture<'_, SharedLimit> {
         Box::pin(async {
@@ -351,7 +346,7 @@ impl SharedLimits for Shared {
     }
 
     fn want(&self, limit: &SharedLimit) -> Option<SliceWant> {
-        let now = Clock::now().mono;
+        let Now { mono: now, wall } = Clock::now();
         let mut state = self.lock();
         let id = *state.ids.get(limit)?;
         let want = state.machine.want(id, now)?;
@@ -359,6 +354,12 @@ impl SharedLimits for Shared {
             wants: want.wants,
             in_use: want.in_use,
             whole: want.whole,
+            closed_until: state
+                .closed
+                .get(&id)
+                .copied()
+                .filter(|until| *until > wall)
+                .unwrap_or(0),
         })
     }
 
@@ -367,6 +368,24 @@ impl SharedLimits for Shared {
         if let Some(id) = state.ids.get(limit).copied() {
             state.machine.lease(id, slice, until, Clock::now().mono);
         }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    fn close(&self, limit: &SharedLimit, until: UnixMillis) {
+        let Now { mono, wall } = Clock::now();
+        let wait = until.saturating_sub(wall);
+        let mut state = self.lock();
+        let id = state.ids.get(limit).copied();
+        let Some(id) =
+            id.filter(|id| wait > 0 && state.closed.get(id).is_none_or(|at| *at < until))
+        else {
+            return;
+        };
+        state.closed.insert(id, until);
+        state
+            .machine
+            .close(id, mono.saturating_add(wait.saturating_mul(1_000)));
         drop(state);
         self.changed.notify_one();
     }

@@ -184,8 +184,10 @@ impl One {
             let demand = want.map_or_else(Demand::default, |want| Demand {
                 wants: want.wants,
                 in_use: want.in_use,
+                closed_until: want.closed_until,
             });
             let whole = want.map_or(0, |want| want.whole);
+            self.limits.close(&self.limit, self.lessee.closed_until());
             if let Some((over, table)) = self.lessee.plan(demand, whole, now()) {
                 self.lease(whole);
                 self.write(over, &table).await;

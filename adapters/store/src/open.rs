@@ -9,7 +9,7 @@ use sled::Batch;
 
 use crate::fault::Fault;
 use crate::lock::DirLock;
-use crate::store::{Engine, SledStore};
+use crate::store::{Engine, Found, SledStore};
 use crate::{check, files, keys, lock};
 
 /// Version of the whole format: tables, keys, records. Raised when an older build could not read
@@ -34,7 +34,7 @@ pub struct Options {
     /// `.compact`, `.old`, `.bad-<unix seconds>`) are the store's too, so it must not be a mount
     /// point and its parent must be writable.
     pub dir: PathBuf,
-    /// Bounds the engine's memory, in bytes; 256 MiB by default.
+    /// Bounds the engine's memory, in bytes; 128 MiB by default.
     pub cache_bytes: u64,
 }
 
@@ -44,7 +44,7 @@ impl Options {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
-            cache_bytes: 256 << 20,
+            cache_bytes: 128 << 20,
         }
     }
 }
@@ -128,10 +128,14 @@ pub fn open(options: &Options) -> Result<Opened, OpenError> {
     files::finish_replacing(&dir).map_err(io("finish the rewriting of"))?;
 
     let mut aside = None;
+    let mut found = Found::new();
     let engine = if files::is_complete(&dir).map_err(io("look at"))? {
         match existing(&dir, options.cache_bytes) {
-            Ok((engine, live)) => shrunk(engine, live, options.cache_bytes)
-                .map_err(|fault| refusal(&dir, "rewrite", fault))?,
+            Ok((engine, whole)) => {
+                found = whole.found;
+                shrunk(engine, whole.live, options.cache_bytes)
+                    .map_err(|fault| refusal(&dir, "rewrite", fault))?
+            }
             Err(fault) => {
                 let because = fault.chain();
                 if let Some(error) = judge(&dir, "open", fault) {
@@ -146,7 +150,7 @@ pub fn open(options: &Options) -> Result<Opened, OpenError> {
         made(&dir, options.cache_bytes)?
     };
     Ok(Opened {
-        store: SledStore::new(engine, lock),
+        store: SledStore::new(engine, lock, found),
         aside,
     })
 }
@@ -235,11 +239,19 @@ fn engine(dir: &Path, cache_bytes: u64) -> Result<Engine, Fault> {
     })
 }
 
-/// Opens and checks what is there; gives the bytes of its keys and values too.
-fn existing(dir: &Path, cache_bytes: u64) -> Result<(Engine, u64), Fault> {
+/// What was read of a whole store.
+#[derive(Default)]
+struct Whole {
+    /// Bytes of its keys and values.
+    live: u64,
+    found: Found,
+}
+
+/// Opens and checks what is there.
+fn existing(dir: &Path, cache_bytes: u64) -> Result<(Engine, Whole), Fault> {
     let engine = engine(dir, cache_bytes)?;
     match unwinding(|| whole(&engine)) {
-        Ok(live) => Ok((engine, live)),
+        Ok(whole) => Ok((engine, whole)),
         Err(fault) => {
             let _ = unwinding(|| {
                 drop(engine);
@@ -250,16 +262,18 @@ fn existing(dir: &Path, cache_bytes: u64) -> Result<(Engine, u64), Fault> {
     }
 }
 
-fn whole(engine: &Engine) -> Result<u64, Fault> {
+fn whole(engine: &Engine) -> Result<Whole, Fault> {
     version(engine)?;
-    let mut live = 0;
+    let mut whole = Whole::default();
     for partition in check::partitions(&engine.db)? {
         if engine.db.contains_key(&keys::dropping(partition)[..])? {
             engine.drop_partition(partition, |batch| engine.apply(batch))?;
         }
-        live += check::partition(&engine.db, partition)?.live;
+        let checked = check::partition(&engine.db, partition)?;
+        whole.live += checked.live;
+        whole.found.insert(partition, checked.found);
     }
-    Ok(live)
+    Ok(whole)
 }
 
 /// The format's version under its key: `u32`, crc32 of key and version. This stays as it is in all

@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -32,10 +33,14 @@ pub struct SledStore {
     /// taken before `writer`, and several in ascending order.
     stripes: [RwLock<()>; STRIPES],
     writer: Mutex<()>,
+    /// What opening the store has read of partitions that nobody asked for or changed since.
+    found: Mutex<Found>,
     /// The first error; it stays.
     failed: OnceLock<String>,
     _lock: DirLock,
 }
+
+pub(crate) type Found = HashMap<Partition, StoredPartition>;
 
 /// The open files.
 pub(crate) struct Engine {
@@ -97,11 +102,12 @@ impl Engine {
 }
 
 impl SledStore {
-    pub(crate) fn new(engine: Engine, lock: DirLock) -> Self {
+    pub(crate) fn new(engine: Engine, lock: DirLock, found: Found) -> Self {
         Self {
             engine,
             stripes: [const { RwLock::new(()) }; STRIPES],
             writer: Mutex::new(()),
+            found: Mutex::new(found),
             failed: OnceLock::new(),
             _lock: lock,
         }
@@ -151,7 +157,12 @@ impl SledStore {
         })
     }
 
-    // The locks guard no value, so a panic under one leaves nothing behind that `failed` does not
+    fn take_found(&self, partition: Partition) -> Option<StoredPartition> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.remove(&partition)
+    }
+
+    // The other locks guard no value, so a panic under one leaves nothing behind that `failed` does not
     // cover.
 
     fn shared(&self, partition: Partition) -> RwLockReadGuard<'_, ()> {
@@ -191,6 +202,9 @@ impl MerchantStore for SledStore {
     fn commit(&self, batches: &[StoreBatch]) -> Result<(), StoreError> {
         self.guarded("write to", || {
             let exclusive = self.exclusive(batches.iter().map(|batch| batch.partition));
+            for batch in batches {
+                self.take_found(batch.partition);
+            }
             let _writer = self.writer();
             let mut writer = Writer::new(&self.engine.db);
             for batch in batches {
@@ -203,14 +217,16 @@ impl MerchantStore for SledStore {
     }
 
     fn partition(&self, partition: Partition) -> Result<StoredPartition, StoreError> {
-        self.read(partition, |db| {
-            check::partition(db, partition).map(|checked| checked.found)
+        self.read(partition, |db| match self.take_found(partition) {
+            Some(found) => Ok(found),
+            None => check::partition(db, partition).map(|checked| checked.found),
         })
     }
 
     fn drop_partition(&self, partition: Partition) -> Result<(), StoreError> {
         self.guarded("drop a partition of", || {
             let _exclusive = self.exclusive(std::iter::once(partition));
+            self.take_found(partition);
             // Others may commit between the batches.
             self.engine.drop_partition(partition, |batch| {
                 let _writer = self.writer();

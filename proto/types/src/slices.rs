@@ -1,4 +1,4 @@
-use crate::NodeName;
+use crate::{NodeName, UnixMillis};
 
 /// The part of a shared limit that one node may use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct SliceEntry {
 pub struct SliceTable {
     /// Moves what cannot be divided on to the next node.
     pub turn: u64,
+    /// A merchant's answer asked all of the scope to wait until then; 0: none did. May be in the past.
+    pub closed_until: UnixMillis,
     /// By node, each once.
     pub entries: Vec<SliceEntry>,
 }

@@ -16,6 +16,8 @@ const WHAT: &str = "slices";
 struct TableJson {
     v: V1,
     turn: u64,
+    #[serde(default, skip_serializing_if = "is_open")]
+    closed_until: u64,
     nodes: Vec<EntryJson>,
 }
 
@@ -28,6 +30,14 @@ struct EntryJson {
     wants_share: u32,
     wants_slots: u32,
     renewed: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+fn is_open(closed_until: &u64) -> bool {
+    *closed_until == 0
 }
 
 /// `group.pizza`
@@ -60,6 +70,7 @@ pub fn encode_slices(table: &SliceTable) -> Bytes {
     json::encode_bytes(&TableJson {
         v: V1,
         turn: table.turn,
+        closed_until: table.closed_until,
         nodes: table.entries.iter().map(entry).collect(),
     })
 }
@@ -84,6 +95,7 @@ pub fn decode_slices(bytes: &[u8]) -> Result<SliceTable, WireError> {
     entries.dedup_by(|a, b| a.node == b.node);
     Ok(SliceTable {
         turn: table.turn,
+        closed_until: table.closed_until,
         entries,
     })
 }
@@ -94,8 +106,9 @@ mod tests {
 
     #[test]
     fn tables_are_read_back() {
-        let table = SliceTable {
+        let mut table = SliceTable {
             turn: 3,
+            closed_until: 0,
             entries: vec![SliceEntry {
                 node: NodeName::new("kitchen-1").unwrap(),
                 slice: Slice {
@@ -112,6 +125,11 @@ mod tests {
         let bytes = encode_slices(&table);
         assert_eq!(decode_slices(&bytes).unwrap(), table);
         let golden = r#"{"v":1,"turn":3,"nodes":[{"node":"kitchen-1","share":400,"slots":2,"wants_share":1000,"wants_slots":3,"renewed":77}]}"#;
+        assert_eq!(bytes, golden);
+        table.closed_until = 1_763_690_000_000;
+        let bytes = encode_slices(&table);
+        assert_eq!(decode_slices(&bytes).unwrap(), table);
+        let golden = golden.replace("3,\"nodes", "3,\"closed_until\":1763690000000,\"nodes");
         assert_eq!(bytes, golden);
         assert!(decode_slices(b"{\"v\":2}").is_err());
     }

@@ -435,13 +435,21 @@ impl PartitionMachine {
         Some((Record::Mark(Box::new(mark)), under_way))
     }
 
+    fn to_mark(&self) -> (Seq, Seq, u64) {
+        let (low_water, seen) = (self.ledger.low_water(), self.ledger.seen());
+        (low_water, seen, self.writer.finished)
+    }
+
+    /// Something is not in a durable mark yet.
+    #[must_use]
+    pub fn owes_mark(&self) -> bool {
+        let writing = matches!(&self.writer.under_way, Some((_, UnderWay::Mark { .. })));
+        writing || self.writer.mark_after.is_some() || self.writer.marked != Some(self.to_mark())
+    }
+
     /// Asks for a mark when there is something new to say and the time has come.
     pub(super) fn plan_mark(&mut self, now: Now) {
-        let state = (
-            self.ledger.low_water(),
-            self.ledger.seen(),
-            self.writer.finished,
-        );
+        let state = self.to_mark();
         let due = now.mono.saturating_sub(self.writer.last_mark) >= self.config.mark_every;
         let news = self.writer.marked != Some(state);
         if self.writer.mark_after.is_some() || !(self.writer.hurry || (due && news)) {

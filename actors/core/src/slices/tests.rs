@@ -30,6 +30,7 @@ fn one_node_gets_everything_with_one_write() {
     let demand = Demand {
         wants: WHOLE,
         in_use: 0,
+        ..Demand::default()
     };
     assert_eq!(one.slice(3, 10), Slice::default());
     let (revision, table) = one.plan(demand, 3, 10).unwrap();
@@ -50,6 +51,16 @@ fn one_node_gets_everything_with_one_write() {
     assert_eq!(one.slice(3, 20 + RENEWAL), Slice::default());
     one.confirmed(3, 30 + RENEWAL);
     assert!(one.is_out());
+    // One that wants nothing still tells the others.
+    let closed = Demand {
+        closed_until: 77,
+        ..Demand::default()
+    };
+    let (_, table) = one.plan(closed, 3, 40 + RENEWAL).unwrap();
+    assert_eq!((table.closed_until, table.entries.len()), (77, 0));
+    one.confirmed(4, 50 + RENEWAL);
+    assert_eq!(one.plan(closed, 3, 60 + RENEWAL), None);
+    assert_eq!(one.closed_until(), 77);
 }
 
 struct Rng(u64);
@@ -82,6 +93,7 @@ struct Node {
     paused_until: u64,
     wants: Slice,
     in_use: u32,
+    closed_until: u64,
     /// When the write without an answer is given up.
     asks_at: Option<u64>,
     had: Slice,
@@ -103,6 +115,7 @@ fn run(seed: u64) {
             paused_until: 0,
             wants: Slice::default(),
             in_use: 0,
+            closed_until: 0,
             asks_at: None,
             had: Slice::default(),
         })
@@ -154,6 +167,9 @@ fn run(seed: u64) {
                     slots: u32::try_from(rng.below(4)).unwrap(),
                 };
             }
+            if !calm && rng.below(500) == 0 {
+                node.closed_until = now;
+            }
             if calm {
                 node.wants = Slice {
                     share: Slice::WHOLE,
@@ -181,6 +197,7 @@ fn run(seed: u64) {
             let demand = Demand {
                 wants: node.wants,
                 in_use: node.in_use,
+                closed_until: node.closed_until,
             };
             if node.asks_at.is_none()
                 && let Some((over, table)) = node.lessee.plan(demand, whole, now)
@@ -219,6 +236,12 @@ fn run(seed: u64) {
         0,
         "seed {seed}: {count} nodes, {whole} slots, {:?}",
         value.1
+    );
+    let closed = nodes.iter().map(|node| node.closed_until).max();
+    let known = nodes.iter().map(|node| node.lessee.closed_until()).min();
+    assert!(
+        known >= closed,
+        "seed {seed}: all wait for what one was told"
     );
     let all: u32 = nodes
         .iter()

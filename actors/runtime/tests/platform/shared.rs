@@ -123,9 +123,7 @@ async fn rates_of_a_credential_and_the_node_hold_and_a_lease_ends() {
     // One place, too: after each attempt a time is waited for.
     world.directory.put_scope(account(Some("40/s"), Some(1)));
     shared.lease(&limit(), WHOLE, u64::MAX);
-    world
-        .platform
-        .close_shared(&limit(), Duration::from_millis(500));
+    shared.close(&limit(), Clock::now().wall + 500);
     let status = world.platform.shared_status(&of_account("a"));
     assert_eq!(status.len(), 2);
     tokio::time::sleep(Duration::from_millis(300)).await;

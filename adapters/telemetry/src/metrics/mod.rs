@@ -135,7 +135,7 @@ catalogue! {
     outcome_publish: Histogram, "expediter_outcome_publish_seconds", "seconds",
         "From the first publish of a record to its confirmation.";
     mark_age: DurationGauge, "expediter_mark_age_seconds", "seconds",
-        "Age of the oldest mark among the partitions of this node.";
+        "How long something of this node's partitions has waited to be in a mark; 0: all is.";
     jobs_published: Counter, "expediter_job_runs_published_total", "runs",
         "Runs of recurring jobs that the broker confirmed as orders.";
     jobs_left_out: Counter, "expediter_job_runs_left_out_total", "runs",

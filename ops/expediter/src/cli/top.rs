@@ -8,12 +8,12 @@ use clap::ValueEnum;
 use expediter_nats::Registry;
 use expediter_types::{Merchant, MerchantId, UnixMillis, parse_duration};
 use expediter_wire::control::{MerchantState, MerchantStatus};
-use ratatui::DefaultTerminal;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Color, Style, Stylize as _};
 use ratatui::text::Line as Text;
 use ratatui::widgets::{Cell, Row as TableRow, Table};
+use ratatui::{DefaultTerminal, Frame};
 use serde::Serialize;
 
 use super::global::block_on;
@@ -123,7 +123,7 @@ async fn show(global: &Global, args: Args) -> Result<(), Error> {
                 if Instant::now() >= until {
                     break;
                 }
-                if view.key()? {
+                if view.keys()? {
                     return Ok(());
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -248,32 +248,39 @@ impl View {
     }
 
     /// Handles the keys that wait; true: the end.
-    fn key(&mut self) -> std::io::Result<bool> {
+    fn keys(&mut self) -> std::io::Result<bool> {
         while event::poll(Duration::ZERO)? {
-            let Event::Key(key) = event::read()? else {
-                continue;
-            };
-            // In raw mode Ctrl-C is a key.
-            let control_c =
-                key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
-            match key.code {
-                _ if control_c => return Ok(true),
-                KeyCode::Char('q') | KeyCode::Esc => return Ok(true),
-                KeyCode::Char('b') => self.sort = Sort::Backlog,
-                KeyCode::Char('f') => self.sort = Sort::InFlight,
-                KeyCode::Char('r') => self.sort = Sort::Rate,
-                KeyCode::Char('p') => self.sort = Sort::P99,
-                KeyCode::Char('o') => self.sort = Sort::Oldest,
-                KeyCode::Char('m') => self.sort = Sort::Merchant,
-                KeyCode::Down => self.first += 1,
-                KeyCode::Up => self.first = self.first.saturating_sub(1),
-                KeyCode::PageDown => self.first += 20,
-                KeyCode::PageUp => self.first = self.first.saturating_sub(20),
-                KeyCode::Home => self.first = 0,
-                _ => {}
+            if let Event::Key(key) = event::read()?
+                && self.key(key)
+            {
+                return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// True: the end.
+    fn key(&mut self, key: KeyEvent) -> bool {
+        // In raw mode Ctrl-C is a key.
+        let control_c =
+            key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
+        match key.code {
+            _ if control_c => return true,
+            KeyCode::Char('q') | KeyCode::Esc => return true,
+            KeyCode::Char('b') => self.sort = Sort::Backlog,
+            KeyCode::Char('f') => self.sort = Sort::InFlight,
+            KeyCode::Char('r') => self.sort = Sort::Rate,
+            KeyCode::Char('p') => self.sort = Sort::P99,
+            KeyCode::Char('o') => self.sort = Sort::Oldest,
+            KeyCode::Char('m') => self.sort = Sort::Merchant,
+            KeyCode::Down => self.first += 1,
+            KeyCode::Up => self.first = self.first.saturating_sub(1),
+            KeyCode::PageDown => self.first += 20,
+            KeyCode::PageUp => self.first = self.first.saturating_sub(20),
+            KeyCode::Home => self.first = 0,
+            _ => {}
+        }
+        false
     }
 
     fn draw(
@@ -282,6 +289,11 @@ impl View {
         rows: &[Row],
         busy: &Busy,
     ) -> std::io::Result<()> {
+        terminal.draw(|frame| self.render(frame, rows, busy))?;
+        Ok(())
+    }
+
+    fn render(&mut self, frame: &mut Frame<'_>, rows: &[Row], busy: &Busy) {
         self.first = self.first.min(rows.len().saturating_sub(1));
         let sort = self.sort.to_possible_value();
         let sort = sort.map_or_else(String::new, |value| value.get_name().to_owned());
@@ -292,38 +304,150 @@ impl View {
             rows.len(),
             silent(busy)
         );
-        terminal.draw(|frame| {
-            let [head, body, foot] = Layout::vertical([
-                Constraint::Length(2),
-                Constraint::Min(3),
-                Constraint::Length(1),
-            ])
-            .areas(frame.area());
-            frame.render_widget(Text::from(title.as_str()).bold(), head);
-            let widths = [16, 12, 22, 8, 7, 12, 7, 7, 12, 40].map(Constraint::Length);
-            let header = COLUMNS.map(|name| Cell::from(name.trim_start_matches('>')).dim());
-            let lines = rows.iter().skip(self.first).map(|row| {
-                let color = match row.status.state {
-                    MerchantState::Active => Color::Green,
-                    MerchantState::Idle => Color::DarkGray,
-                    _ => Color::Yellow,
-                };
-                let cells = cells(row)
-                    .into_iter()
-                    .enumerate()
-                    .map(|(column, text)| match column {
-                        2 => Cell::from(text).style(Style::new().fg(color)),
-                        _ => Cell::from(text),
-                    });
-                TableRow::new(cells)
-            });
-            frame.render_widget(
-                Table::new(lines, widths).header(TableRow::new(header)),
-                body,
-            );
-            let keys = format!("by {sort}: b f r p o m choose, arrows scroll, q ends");
-            frame.render_widget(Text::from(keys).dim(), foot);
-        })?;
-        Ok(())
+        let [head, body, foot] = Layout::vertical([
+            Constraint::Length(2),
+            Constraint::Min(3),
+            Constraint::Length(1),
+        ])
+        .areas(frame.area());
+        frame.render_widget(Text::from(title.as_str()).bold(), head);
+        let widths = [16, 12, 22, 8, 7, 12, 7, 7, 12, 40].map(Constraint::Length);
+        let header = COLUMNS.map(|name| Cell::from(name.trim_start_matches('>')).dim());
+        let lines = rows.iter().skip(self.first).map(|row| {
+            let color = match row.status.state {
+                MerchantState::Active => Color::Green,
+                MerchantState::Idle => Color::DarkGray,
+                _ => Color::Yellow,
+            };
+            let cells = cells(row)
+                .into_iter()
+                .enumerate()
+                .map(|(column, text)| match column {
+                    2 => Cell::from(text).style(Style::new().fg(color)),
+                    _ => Cell::from(text),
+                });
+            TableRow::new(cells)
+        });
+        frame.render_widget(
+            Table::new(lines, widths).header(TableRow::new(header)),
+            body,
+        );
+        let keys = format!("by {sort}: b f r p o m choose, arrows scroll, q ends");
+        frame.render_widget(Text::from(keys).dim(), foot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expediter_wire::Rfc3339;
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+
+    const NOW: UnixMillis = 1_763_690_000_000;
+
+    fn busy() -> Busy {
+        let status = |id: &str, state, backlog, in_flight, waits: Option<u64>, p99_ms| {
+            let merchant = MerchantId::new(id).unwrap();
+            let status = MerchantStatus {
+                merchant: merchant.clone(),
+                state,
+                backlog,
+                mailbox: 0,
+                in_flight,
+                closed_because: None,
+                closed_until: None,
+                hold: None,
+                opens: None,
+                oldest: waits.map(|s| Rfc3339(NOW - s * 1_000)),
+                per_minute: 90,
+                p50_ms: Some(20),
+                p99_ms,
+                restarts: 0,
+                last_error: None,
+            };
+            (merchant, status)
+        };
+        Busy {
+            merchants: HashMap::from([
+                status("luigis", MerchantState::Active, 900, 2, Some(75), Some(300)),
+                status("marios", MerchantState::Active, 3, 8, Some(3), Some(900)),
+                status("toads", MerchantState::Idle, 0, 0, None, None),
+            ]),
+            silent: Vec::new(),
+        }
+    }
+
+    fn known() -> HashMap<MerchantId, Merchant> {
+        let merchants = [("luigis", "pizza"), ("marios", "pizza"), ("toads", "soup")];
+        let merchants = merchants.map(|(id, group)| {
+            let mut merchant = Merchant::to(MerchantId::new(id).unwrap(), "http://127.0.0.1/");
+            merchant.group = group.to_owned();
+            merchant.limits.rates = vec!["20/s".parse().unwrap()];
+            (merchant.id.clone(), merchant)
+        });
+        HashMap::from(merchants)
+    }
+
+    fn args(group: Option<&str>) -> Args {
+        Args {
+            group: group.map(str::to_owned),
+            sort: Sort::Oldest,
+            interval: Duration::from_secs(1),
+            once: false,
+        }
+    }
+
+    fn ids(group: Option<&str>, sort: Sort) -> Vec<String> {
+        let rows = rows(&busy(), &known(), &args(group), sort, NOW);
+        rows.iter()
+            .map(|row| row.status.merchant.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn what_is_asked_for_is_first() {
+        assert_eq!(ids(None, Sort::Oldest), ["luigis", "marios", "toads"]);
+        assert_eq!(ids(None, Sort::Backlog), ["luigis", "marios", "toads"]);
+        assert_eq!(ids(None, Sort::InFlight), ["marios", "luigis", "toads"]);
+        assert_eq!(ids(None, Sort::P99), ["marios", "luigis", "toads"]);
+        assert_eq!(ids(Some("soup"), Sort::Merchant), ["toads"]);
+        assert!(ids(Some("bread"), Sort::Merchant).is_empty());
+    }
+
+    #[test]
+    fn the_screen_shows_them_and_follows_the_keys() {
+        let mut view = View::new(Sort::Oldest);
+        let mut terminal = Terminal::new(TestBackend::new(120, 8)).unwrap();
+        let mut screen = |view: &mut View| {
+            let rows = rows(&busy(), &known(), &args(None), view.sort, NOW);
+            terminal
+                .draw(|frame| view.render(frame, &rows, &busy()))
+                .unwrap();
+            terminal.backend().to_string()
+        };
+        let first = screen(&mut view);
+        let line = first.lines().find(|line| line.contains("luigis")).unwrap();
+        for text in ["pizza", "900", "90/1200", "20", "300", "1 min 15 s"] {
+            assert!(line.contains(text), "{text} is missing: {line}");
+        }
+        assert!(
+            first.contains("3 merchants   903 unfinished   10 in flight"),
+            "{first}"
+        );
+        assert!(first.find("luigis") < first.find("marios"));
+        assert!(!view.key(KeyCode::Char('f').into()));
+        let second = screen(&mut view);
+        assert!(second.contains("by in_flight"), "{second}");
+        assert!(second.find("marios") < second.find("luigis"), "{second}");
+        assert!(!view.key(KeyCode::Down.into()));
+        let scrolled = screen(&mut view);
+        assert!(
+            !scrolled.contains("marios") && scrolled.contains("luigis"),
+            "{scrolled}"
+        );
+        let control_c = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
+        assert!(view.key(control_c) && view.key(KeyCode::Char('q').into()));
     }
 }

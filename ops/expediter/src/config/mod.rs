@@ -245,7 +245,7 @@ impl Default for Notify {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { cache: 256 << 20 }
+        Self { cache: 128 << 20 }
     }
 }
 

@@ -13,6 +13,7 @@ mod removal;
 mod resolve;
 mod runbooks;
 mod scopes;
+mod top;
 
 use std::path::Path;
 use std::process::Stdio;

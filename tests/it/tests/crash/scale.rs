@@ -36,7 +36,7 @@ async fn long_a_hundred_thousand_merchants() -> Result<()> {
     }
     world.publisher().flush().await;
     let started = Instant::now();
-    let node = world.node("node").set("store.cache", "64MiB").spawn()?;
+    let node = world.node("node").spawn()?;
     node.wait_ready(Duration::from_secs(60)).await?;
     let ready = started.elapsed();
     let first_rss = node.rss_mib()?;
@@ -109,7 +109,9 @@ async fn long_a_million_orders_wait() -> Result<()> {
         println!("store {what}: another merchant's new order arrived after {took:?}, {rss:.0} MiB");
         node.wait_ready(Duration::from_secs(120)).await?;
         println!("store {what}: ready after {:?}", restarted.elapsed());
+        let rss = rss.max(node.rss_mib()?);
         ensure!(took < Duration::from_secs(5), "store {what}: {took:?}");
+        ensure!(rss < 400.0, "store {what}: {rss} MiB");
     }
     let peak = stored(&node, ORDERS - 10_000).await?;
     println!("read again from the log, up to {peak:.0} MiB");

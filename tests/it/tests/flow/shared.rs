@@ -129,3 +129,40 @@ async fn a_credential_limits_merchants_on_two_nodes() -> Result<()> {
     world.oracle().after_crashes().judge().await?;
     second.check(&["lease"]).await
 }
+
+/// What one merchant is told of the account holds for the merchants of the account on every node.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_429_for_a_credential_closes_it_on_all_nodes() -> Result<()> {
+    let world = World::start().await?;
+    let (first, second) = two_nodes(&world).await?;
+    limit(&world, "500/s", None).await?;
+    let ids: Vec<String> = (0..12).map(|n| format!("branch-{n}")).collect();
+    for id in &ids {
+        let mut merchant = world.merchant(id);
+        merchant.adapter.credential = Some("account".to_owned());
+        merchant.adapter.rate_limit_scope = LimitScope::Credential;
+        world.register(&merchant).await?;
+        // Both nodes have the lease of a slice, and would go on with it.
+        world.publish(id, 1).await?;
+    }
+    world.settled(SOON).await?;
+    let limited = Behaviour {
+        headers: vec![("retry-after".to_owned(), "4".to_owned())],
+        ..Behaviour::status(429)
+    };
+    world.fleet.set("branch-0", limited)?;
+    world.publish("branch-0", 1).await?;
+    world.arrived("branch-0", 2, SOON).await?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    world.fleet.set("branch-0", Behaviour::default())?;
+    for id in &ids {
+        world.publish(id, 1).await?;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let went = arrivals(&world, &ids).len();
+    ensure!(went == 13, "{went} went while the account was closed");
+    world.settled(SOON).await?;
+    world.oracle().judge().await?;
+    first.check(&[]).await?;
+    second.check(&[]).await
+}
