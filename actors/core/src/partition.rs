@@ -9,11 +9,14 @@
 
 mod backlog;
 mod cancel;
+mod doubt;
 mod drain;
+mod ending;
 mod explain;
 mod holds;
 mod intake;
 mod lanes;
+mod loading;
 mod merchants;
 mod parked;
 mod query;

@@ -9,6 +9,7 @@ use expediter_types::{
 use expediter_wire::records;
 use expediter_wire::subjects::{self, OutcomesSubject};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::broker::Broker;
 use crate::clock::{millis, wall};
@@ -24,6 +25,9 @@ const WINDOWS: [Option<Duration>; 5] = [
     Some(Duration::from_secs(86_400)),
     None,
 ];
+
+/// Reading gives up when nothing came for so long.
+const SILENCE: Duration = Duration::from_secs(20);
 
 /// One outcome as it stands in OUTCOMES.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,7 +105,8 @@ pub async fn tail_outcomes(
 /// oldest first, into `sink`; ends early when its receiver is gone.
 ///
 /// # Errors
-/// There is no OUTCOMES; the broker does not answer, or stops delivering.
+/// There is no OUTCOMES; the broker does not answer, or stops delivering for 20 s. Shorter interruptions
+/// are repaired.
 pub async fn read_dead_letters(
     connection: &Connection,
     merchants: &[MerchantId],
@@ -113,18 +118,49 @@ pub async fn read_dead_letters(
         [] => vec!["dead.*.*".to_owned()],
         named => named.iter().map(|id| format!("dead.*.{id}")).collect(),
     };
-    let from = since.map_or(From::Seq(1), From::Time);
-    let mut reader = open(&broker, filters, from).await?;
+    let mut from = since.map_or(From::Seq(1), From::Time);
+    let end = broker.state(subjects::OUTCOMES).await?.last;
+    let mut moved = Instant::now();
+    loop {
+        let before = from;
+        let read = read_to(&broker, filters.clone(), &mut from, end, sink).await;
+        if from != before {
+            moved = Instant::now();
+        }
+        match read {
+            Err(error) if moved.elapsed() >= SILENCE => return Err(error),
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "reading dead letters is interrupted");
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+/// Reads what matches up to `end`; `from` moves behind what `sink` was given.
+async fn read_to(
+    broker: &Broker,
+    filters: Vec<String>,
+    from: &mut From,
+    end: Seq,
+    sink: &mpsc::Sender<OutcomeItem>,
+) -> Result<(), Error> {
+    let mut reader = open(broker, filters, *from).await?;
     'reading: for _ in 0..reader.pending_at_start() {
-        let delivered = tokio::time::timeout(Duration::from_secs(10), reader.next())
+        let delivered = tokio::time::timeout(SILENCE / 2, reader.next())
             .await
             .map_err(|_| Error::plain("OUTCOMES delivers nothing"))?
             .map_err(|broken| Error::plain(format!("reading OUTCOMES: {broken}")))?;
+        if delivered.seq > end {
+            break;
+        }
         for item in items(&delivered) {
             if sink.send(item).await.is_err() {
                 break 'reading;
             }
         }
+        *from = From::Seq(delivered.seq + 1);
     }
     reader.close().await;
     Ok(())

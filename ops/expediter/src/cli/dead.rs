@@ -95,8 +95,7 @@ pub(super) async fn resolution(
     let finding = async {
         let mut found = None;
         while let Some(item) = records.recv().await {
-            let of_it = item.record.details.get(RECORD).and_then(|n| n.as_u64());
-            if of_it == Some(dead.record) && item.record.result == AuditResult::Ok {
+            if resolved(&item).is_some_and(|of| of == letter(dead)) {
                 found = Some(item);
             }
         }
@@ -107,7 +106,22 @@ pub(super) async fn resolution(
     Ok(found)
 }
 
-/// What was done about all dead letters since a time, by their sequence in OUTCOMES.
+/// A dead letter's sequence in OUTCOMES and its order's id: an OUTCOMES that came back empty gives the
+/// sequences of former records to others.
+pub(super) type LetterKey = (u64, String);
+
+pub(super) fn letter(dead: &OutcomeItem) -> LetterKey {
+    (dead.record, dead.outcome.envelope.id.to_string())
+}
+
+/// The dead letter that the record says is not open any more.
+fn resolved(item: &AuditItem) -> Option<LetterKey> {
+    let record = item.record.details.get(RECORD).and_then(|n| n.as_u64())?;
+    let done = item.record.result == AuditResult::Ok;
+    done.then(|| (record, item.record.target.id.clone()))
+}
+
+/// What was done about all dead letters since a time.
 ///
 /// # Errors
 /// AUDIT cannot be read.
@@ -115,7 +129,7 @@ pub(super) async fn resolutions(
     audit: &Audit,
     merchants: &[MerchantId],
     since: Option<UnixMillis>,
-) -> Result<HashMap<u64, AuditItem>, Error> {
+) -> Result<HashMap<LetterKey, AuditItem>, Error> {
     let filter = AuditFilter {
         merchants: merchants.to_vec(),
         verbs: RESOLVING.map(str::to_owned).into(),
@@ -131,9 +145,8 @@ pub(super) async fn resolutions(
     let collecting = async {
         let mut found = HashMap::new();
         while let Some(item) = records.recv().await {
-            let record = item.record.details.get(RECORD).and_then(|n| n.as_u64());
-            if let Some(record) = record.filter(|_| item.record.result == AuditResult::Ok) {
-                found.insert(record, item);
+            if let Some(letter) = resolved(&item) {
+                found.insert(letter, item);
             }
         }
         found

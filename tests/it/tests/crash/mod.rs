@@ -8,6 +8,7 @@ mod kills;
 mod nodes;
 mod order;
 mod planned;
+mod rates;
 mod scale;
 mod shop;
 mod store;

@@ -9,7 +9,7 @@ use expediter_wire::parse_rfc3339;
 use tokio::sync::mpsc;
 
 use crate::cli::Error;
-use crate::cli::dead::resolutions;
+use crate::cli::dead::{letter, resolutions};
 use crate::cli::text::{clean, now};
 
 /// A choice among all dead letters.
@@ -152,7 +152,7 @@ impl Selection {
                     continue;
                 };
                 let merchant = &item.outcome.envelope.merchant;
-                let done = done.remove(&item.record);
+                let done = done.remove(&letter(&item));
                 let state = State::of(done.as_ref());
                 let fits = (wanted.is_empty() || wanted.contains(merchant))
                     && (self.reason.is_empty() || self.reason.contains(&reason))
