@@ -88,6 +88,8 @@ async fn long_a_rate_holds_over_a_kill_and_a_takeover() -> Result<()> {
     tokio::time::sleep(Duration::from_secs(20)).await;
 
     let second = world.node("second").start().await?;
+    // It may be handed over to the second one.
+    tokio::time::sleep(Duration::from_secs(5)).await;
     let nodes = [first, second];
     let owner = eventually("one of them owns it", SOON, async || {
         let owners = [owns(&nodes[0]).await?, owns(&nodes[1]).await?];
@@ -98,7 +100,6 @@ async fn long_a_rate_holds_over_a_kill_and_a_takeover() -> Result<()> {
         })
     })
     .await?;
-    tokio::time::sleep(Duration::from_secs(5)).await;
     let killed_again = now()?;
     nodes[owner].kill9();
     tokio::time::sleep(Duration::from_millis(100)).await;
