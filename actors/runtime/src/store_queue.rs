@@ -15,7 +15,7 @@ const COMMIT_OPS: usize = 2_000;
 /// A commit begins so long after the one before at the earliest, unless it is full or somebody waits
 /// to read. Each one syncs the disk, which the broker may share: a merchant whose every answer is
 /// a change must not slow down the others through it.
-const COMMIT_EVERY: Duration = Duration::from_millis(10);
+const COMMIT_EVERY: Duration = Duration::from_millis(50);
 
 /// A call on the store, on its thread.
 type Call = Box<dyn FnOnce(&dyn MerchantStore) -> Result<(), StoreError> + Send>;

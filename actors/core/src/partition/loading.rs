@@ -183,12 +183,17 @@ impl PartitionMachine {
                     gate,
                     ..
                 },
-                Loaded::Ready(ready, also),
+                Loaded::Ready(ready, mut also),
             ) => {
+                let Some((lowered, mut stale)) = self.end_load(&merchant) else {
+                    return;
+                };
+                also.retain(|stored| !stale.contains(&stored.order.seq));
+                // One that came both ways is admitted once: what is known of it is used up by that.
+                stale.extend(also.iter().map(|stored| stored.order.seq));
                 if limit > 0 {
-                    self.on_ready(&merchant, from, up_to, gate, ready, directory, now);
-                } else {
-                    self.end_load(&merchant);
+                    let changed = (lowered, stale);
+                    self.on_ready(&merchant, from, up_to, gate, ready, changed, directory, now);
                 }
                 self.on_lanes(&merchant, gate, also, directory, now);
             }
@@ -277,12 +282,10 @@ impl PartitionMachine {
         up_to: Seq,
         gate: Gate,
         ready: Ready,
+        (lowered, stale): (Seq, HashSet<Seq>),
         directory: &dyn Directory,
         now: Now,
     ) {
-        let Some((lowered, stale)) = self.end_load(merchant) else {
-            return;
-        };
         let Some(backlog) = self.backlogs.get_mut(merchant) else {
             return;
         };

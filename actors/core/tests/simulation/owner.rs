@@ -53,6 +53,8 @@ pub(crate) enum Input {
     Confirmed(MerchantId, Option<bool>),
     Condemn(MerchantId),
     Cancel(MerchantId, OrderId),
+    /// A person has resolved this parked order.
+    Release(Seq),
     HandOver {
         patience: u64,
     },
@@ -233,6 +235,14 @@ impl Owner {
                 let begun = machine.cancel(&merchant, &id, "an operator asked", directory);
                 if matches!(begun, Cancel::Begun { .. }) {
                     env.shadow.cancels.insert((merchant, id));
+                }
+            }
+            Input::Release(seq) => {
+                if let Some((order, resolved)) = env.shadow.parked.get_mut(&seq) {
+                    *resolved = true;
+                    let (id, generation) = (&order.envelope.id, order.envelope.generation);
+                    let merchant = &order.envelope.merchant;
+                    machine.release_parked(merchant, id, generation, directory, now);
                 }
             }
             Input::HandOver { patience } => {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use expediter_core::partition::PartitionConfig;
 use expediter_types::{
-    Adapter, AttemptClass, Breaker, Hours, Idempotency, Limits, Merchant, MerchantId, OpenRange,
-    Ordering, Rate, Retry,
+    Adapter, AttemptClass, Breaker, Hours, Idempotency, Limits, Merchant, MerchantId, OnPark,
+    OpenRange, Ordering, Rate, Retry,
 };
 
 use crate::rng::Rng;
@@ -200,6 +200,7 @@ fn merchant(
         deadline: Duration::from_secs(*rng.pick(&[20, 600, 86_400])),
         margin: Duration::from_millis(*rng.pick(&[0, 1_000, 30_000])),
         budget: *rng.pick(&[0.0, 0.2, 10.0]),
+        on_park: *rng.pick(&[OnPark::Continue, OnPark::Hold]),
         ..Retry::default()
     };
     spec.breaker = breaker(rng);

@@ -1,5 +1,7 @@
 //! What the judge says to a record that became durable.
 
+use std::sync::Arc;
+
 use expediter_types::{
     AttemptClass, ClaimState, DeadReason, Mark, Outcome, OutcomeKind, Record, Retry, Seq,
 };
@@ -69,6 +71,11 @@ impl Shadow {
             return;
         }
         self.judge_kind(outcome, write.stamp.token);
+        if let (OutcomeKind::DeadLettered(DeadReason::Ambiguous), Ok(order)) =
+            (outcome.kind, &self.truth[&seq].order)
+        {
+            self.parked.insert(seq, (Arc::clone(order), false));
+        }
         self.open.remove(&seq);
         self.done.insert(
             seq,

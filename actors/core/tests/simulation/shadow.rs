@@ -42,6 +42,8 @@ pub(crate) struct Sent {
     pub(crate) seq: Seq,
     pub(crate) token: Seq,
     at: u64,
+    /// The concurrency that it began under.
+    concurrency: u32,
     /// A later owner that did not know of it marked: its successors count from that mark.
     marked_over: bool,
     /// `None`: nobody knows yet, or ever.
@@ -107,6 +109,10 @@ pub(crate) struct Shadow {
     pub(crate) condemned: BTreeSet<MerchantId>,
     /// Orders that an operator asked back.
     pub(crate) cancels: BTreeSet<(MerchantId, OrderId)>,
+    /// Orders that may have arrived, and ended as such; true: a person has resolved it.
+    pub(crate) parked: BTreeMap<Seq, (Arc<Order>, bool)>,
+    /// Another manifest was valid before: nobody can tell under which one an order was parked.
+    changed: BTreeSet<MerchantId>,
     /// Merchants that have, or had, a quota of waiting orders.
     pub(crate) bounded: BTreeSet<MerchantId>,
     /// Not registered at some time.
@@ -160,7 +166,13 @@ impl Shadow {
 
     /// A manifest is valid from now on; its limits begin anew.
     pub(crate) fn registered(&mut self, merchant: &Merchant) {
-        self.specs.insert(merchant.id.clone(), merchant.clone());
+        if self
+            .specs
+            .insert(merchant.id.clone(), merchant.clone())
+            .is_some()
+        {
+            self.changed.insert(merchant.id.clone());
+        }
         let limits = &merchant.limits;
         let size = limits.mailbox.max(limits.concurrency);
         let attempts = merchant.retry.max_attempts;
@@ -233,6 +245,7 @@ impl Shadow {
         }
         self.judge_repeats(launching, &id);
         self.judge_order(launching, decided);
+        self.judge_holds(launching);
         self.judge_limits(launching);
         if gives_up(merchant, order).is_some_and(|end| end <= begun.at.wall) {
             broken!("ORD-1", "order {seq} is sent after it gave up");
@@ -251,6 +264,7 @@ impl Shadow {
             seq,
             token,
             at: now.mono,
+            concurrency: begun.limits.concurrency,
             marked_over: false,
             class: None,
             settled: false,
@@ -332,6 +346,31 @@ impl Shadow {
         }
     }
 
+    /// Nothing goes past a parked order that nobody has resolved.
+    fn judge_holds(&self, launching: &Launching<'_>) {
+        let Launching {
+            merchant, order, ..
+        } = *launching;
+        let unsure = [&self.changed, &self.strangers];
+        if !merchant.holds_on_park() || unsure.iter().any(|set| set.contains(&merchant.id)) {
+            return;
+        }
+        let key = order.envelope.key.as_ref();
+        for (seq, (parked, resolved)) in &self.parked {
+            let shares = match merchant.limits.ordering {
+                Ordering::Merchant => true,
+                _ => key.is_some() && parked.envelope.key.as_ref() == key,
+            };
+            if !resolved && parked.envelope.merchant == merchant.id && shares {
+                broken!(
+                    "ORD-4",
+                    "order {} is sent past {seq}, which is parked",
+                    order.seq
+                );
+            }
+        }
+    }
+
     fn judge_limits(&mut self, launching: &Launching<'_>) {
         let Launching {
             token,
@@ -342,8 +381,15 @@ impl Shadow {
             ..
         } = *launching;
         let seq = order.seq;
-        // Some of them may have begun under the newer manifest.
-        let allowed = begun.limits.concurrency.max(merchant.limits.concurrency);
+        // Each may have begun under another manifest.
+        let running = self.sent.iter().filter(|((of, _), _)| *of == merchant.id);
+        let running = running.flat_map(|(_, sent)| sent);
+        let running = running.filter(|sent| sent.token == token && sent.class.is_none());
+        let allowed = running
+            .map(|sent| sent.concurrency)
+            .chain([begun.limits.concurrency, merchant.limits.concurrency])
+            .max()
+            .unwrap_or(0);
         if in_flight >= allowed as usize {
             broken!(
                 "RATE-1",

@@ -388,7 +388,7 @@ impl World {
 
     fn operate(&mut self) -> bool {
         let merchant = self.any_merchant().id.clone();
-        let kind = self.env.rng.below(10);
+        let kind = self.env.rng.below(13);
         if kind < 3 {
             self.env.registry.changes.push((merchant, Change::Resume));
             return true;
@@ -401,6 +401,14 @@ impl World {
         if kind < 9 {
             return self.cancel();
         }
+        if kind < 12 {
+            let parked: Vec<Seq> = self.env.shadow.parked.keys().copied().collect();
+            let Some(at) = self.process().filter(|_| !parked.is_empty()) else {
+                return false;
+            };
+            let seq = *self.env.rng.pick(&parked);
+            return self.release(at, seq);
+        }
         let at = self.process();
         let Some(owner) = at.and_then(|at| self.processes[at].owner()) else {
             return false;
@@ -408,6 +416,15 @@ impl World {
         self.env
             .trace(|| format!("an operator ends the orders of {merchant}"));
         owner.inbox.push_back(Input::Condemn(merchant));
+        true
+    }
+
+    /// A person resolves what may have arrived.
+    fn release(&mut self, at: usize, seq: Seq) -> bool {
+        let Some(owner) = self.processes[at].owner() else {
+            return false;
+        };
+        owner.inbox.push_back(Input::Release(seq));
         true
     }
 

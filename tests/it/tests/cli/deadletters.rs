@@ -1,5 +1,6 @@
 //! Dead letters and why orders wait, through the CLI on a live node.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -180,6 +181,73 @@ async fn a_replay_stops_and_goes_on() -> Result<()> {
     for id in ["a", "b", "c", "d"] {
         ensure!(taken(id) == 1, "{id} was taken {} times", taken(id));
     }
+    node.check(&["order dead-lettered"]).await
+}
+
+/// A large replay keeps to its rate, and what is fresh goes before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_does_not_delay_fresh_orders() -> Result<()> {
+    const LETTERS: usize = 200;
+    const PER_SECOND: f64 = 40.0;
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    world.fleet.set("back", Behaviour::status(422))?;
+    let mut merchant = world.merchant("back");
+    merchant.limits.concurrency = 1;
+    world.register(&merchant).await?;
+    let letters = world.publish("back", LETTERS).await?;
+    world.settled(SOON).await?;
+    let letters: HashSet<_> = letters.iter().map(|order| order.id.to_string()).collect();
+    // Slower than the replay: what is replayed waits in line.
+    let latency = Duration::from_millis(40);
+    world.fleet.set(
+        "back",
+        Behaviour {
+            latency,
+            ..Behaviour::default()
+        },
+    )?;
+    let replay = ["deadletter", "replay", "--merchant", "back", "--json"];
+    let replay = [&replay[..], &["--rate", "40/s", "--reason", "mended"]].concat();
+    let fresh = async {
+        let mut longest = Duration::ZERO;
+        for n in 0..20 {
+            let id = format!("fresh-{n}");
+            let arrived = || {
+                world
+                    .fleet
+                    .arrivals("back")
+                    .iter()
+                    .any(|a| a.order_id == id)
+            };
+            let begun = Instant::now();
+            world.publisher().send(NewOrder::to("back").id(&id)).await?;
+            while !arrived() {
+                ensure!(begun.elapsed() < SOON, "{id} does not arrive");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            longest = longest.max(begun.elapsed());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Ok(longest)
+    };
+    let (done, longest) = futures::join!(run(&world, &replay), fresh);
+    let (done, longest) = (done?.exits(OK)?.object()?, longest?);
+    ensure!(done["replayed"] == LETTERS, "{done}");
+    world.settled(Duration::from_secs(30)).await?;
+    let arrivals = world.fleet.arrivals("back");
+    let again = arrivals
+        .iter()
+        .filter(|a| letters.contains(&a.order_id) && a.is_taken());
+    let times: Vec<f64> = again.map(|a| a.at_us as f64 / 1e6).collect();
+    ensure!(times.len() == LETTERS, "{} arrived again", times.len());
+    let least = (LETTERS - 1) as f64 / PER_SECOND;
+    let took = times.iter().copied().fold(f64::MIN, f64::max)
+        - times.iter().copied().fold(f64::MAX, f64::min);
+    println!("{took:.1} s for {LETTERS}; a fresh one took at most {longest:?}");
+    ensure!(took >= 0.95 * least, "{took:.1} s is faster than the rate");
+    // One is on its way, and one of its own: a second is a busy machine's.
+    ensure!(longest < Duration::from_secs(1), "{longest:?}");
     node.check(&["order dead-lettered"]).await
 }
 

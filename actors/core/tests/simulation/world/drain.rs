@@ -66,7 +66,7 @@ impl World {
     /// Everything is done that can be done, then time passes to the next moment that matters.
     fn settle(&mut self, promise: &str, within: u64, done: impl Fn(&Self) -> bool) {
         let until = self.env.mono + within;
-        let mut looked = self.env.mono;
+        let (mut looked, mut resolved) = (self.env.mono, 0);
         while !done(self) {
             if self.env.mono > until {
                 let open: Vec<_> = self.env.shadow.open.iter().take(5).collect();
@@ -84,6 +84,16 @@ impl World {
                     .collect();
                 let resumed = all.into_iter().map(|id| (id, Change::Resume));
                 self.env.registry.changes.extend(resumed);
+            }
+            // Once is not enough: an owner may have died before that was in a mark.
+            if self.env.mono >= resolved + 5_000_000 {
+                resolved = self.env.mono;
+                let parked: Vec<Seq> = self.env.shadow.parked.keys().copied().collect();
+                for at in 0..self.processes.len() {
+                    for seq in &parked {
+                        self.release(at, *seq);
+                    }
+                }
             }
             let next = self.next_moment();
             self.env.mono = next.clamp(self.env.mono + 1, self.env.mono + 1_000_000);
