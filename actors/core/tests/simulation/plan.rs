@@ -201,7 +201,6 @@ fn merchant(
         margin: Duration::from_millis(*rng.pick(&[0, 1_000, 30_000])),
         budget: *rng.pick(&[0.0, 0.2, 10.0]),
         on_park: *rng.pick(&[OnPark::Continue, OnPark::Hold]),
-        ..Retry::default()
     };
     spec.breaker = breaker(rng);
     spec.adapter = Adapter {
