@@ -33,6 +33,8 @@ const REPUBLISH_TRIES: u32 = 5;
 /// Purges by subject take at most 2 % of the broker's time, or 20 % when the log is half full.
 pub(crate) const SELDOM: u32 = 50;
 const OFTEN: u32 = 4;
+/// A log of so many bytes counts as full, whatever room it has: an owner without its store reads it.
+const LONG_LOG: u64 = 16 << 30;
 const LONGEST: Duration = Duration::from_secs(1);
 /// A claim that was not found by so many writes is lost.
 const CLAIM_MISSING: u32 = 8;
@@ -73,9 +75,10 @@ impl Pace {
 /// are none, while there is room. Then the log forgets by whole blocks what all partitions have
 /// finished, which costs next to nothing.
 pub(crate) fn rest(orders: &StreamState) -> Option<u32> {
+    let room = orders.room.min(LONG_LOG);
     match orders.bytes {
-        bytes if bytes < orders.room / 4 => None,
-        bytes if bytes < orders.room / 2 => Some(SELDOM),
+        bytes if bytes < room / 4 => None,
+        bytes if bytes < room / 2 => Some(SELDOM),
         _ => Some(OFTEN),
     }
 }
@@ -217,25 +220,21 @@ impl FencedLog {
         let Some(rest) = rest(&orders.map_err(undecided)?) else {
             return Ok(());
         };
-        let witness = *self.witness.borrow();
-        match check(&self.shared.broker, &witness)
-            .await
-            .map_err(undecided)?
-        {
-            Identity::Same => {}
-            Identity::Lost { .. } => {
-                return Err(PublishFailure::Undecided(
-                    "the log is not the same any more".into(),
-                ));
-            }
-        }
-        // What proves the log's identity stays.
-        let below = below.min(witness.seq);
         let filter = subjects::orders(self.partition, merchant);
-        let purge = self
-            .shared
-            .broker
-            .purge(subjects::ORDERS, Some(&filter), below);
+        let purge = async {
+            // Not before its turn: the log may become another one while it waits.
+            let witness = *self.witness.borrow();
+            match check(&self.shared.broker, &witness).await? {
+                Identity::Same => {}
+                Identity::Lost { .. } => {
+                    return Err(Error::plain("the log is not the same any more"));
+                }
+            }
+            // What proves the log's identity stays.
+            let below = below.min(witness.seq);
+            let broker = &self.shared.broker;
+            broker.purge(subjects::ORDERS, Some(&filter), below).await
+        };
         let purged = self.shared.purges.purge(rest, purge).await;
         let purged = purged.map_err(undecided)?;
         self.shared.events.purged(purged);
