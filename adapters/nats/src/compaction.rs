@@ -135,13 +135,13 @@ async fn purge_own(
 ) -> Result<(), Error> {
     let filter = subjects::orders_filter(partition);
     let broker = &shared.broker;
-    let purge = async {
+    let purge = Box::pin(async {
         // Not before its turn: the log may become another one while it waits.
         if check(broker, witness).await? != Identity::Same {
             return Ok(0);
         }
         broker.purge(subjects::ORDERS, Some(&filter), below).await
-    };
+    });
     let purged = shared.purges.purge(rest, purge).await?;
     shared.events.purged(purged);
     tracing::debug!(%partition, below, purged, "compacted the partition's orders");

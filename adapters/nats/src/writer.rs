@@ -221,7 +221,7 @@ impl FencedLog {
             return Ok(());
         };
         let filter = subjects::orders(self.partition, merchant);
-        let purge = async {
+        let purge = Box::pin(async {
             // Not before its turn: the log may become another one while it waits.
             let witness = *self.witness.borrow();
             match check(&self.shared.broker, &witness).await? {
@@ -234,7 +234,7 @@ impl FencedLog {
             let below = below.min(witness.seq);
             let broker = &self.shared.broker;
             broker.purge(subjects::ORDERS, Some(&filter), below).await
-        };
+        });
         let purged = self.shared.purges.purge(rest, purge).await;
         let purged = purged.map_err(undecided)?;
         self.shared.events.purged(purged);
