@@ -53,6 +53,10 @@ pub(crate) struct Follow {
     pub(crate) always_whole: bool,
 }
 
+/// Between two tries.
+const SHORTEST: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_secs(1);
+
 /// Follows for ever; ends when its future is dropped.
 pub(crate) async fn follow<S: Sink>(broker: &Broker, follow: Follow, mut sink: S) {
     let mut state = Following {
@@ -60,17 +64,18 @@ pub(crate) async fn follow<S: Sink>(broker: &Broker, follow: Follow, mut sink: S
         last: 0,
         keys: HashSet::new(),
     };
-    let mut wait = Duration::from_millis(50);
+    let mut wait = SHORTEST;
     loop {
         let before = state.last;
         let Err(error) = once(broker, follow, &mut state, &mut sink).await;
         tracing::debug!(bucket = follow.bucket, error, "following is interrupted");
         wait = if state.last > before {
-            Duration::from_millis(50)
+            SHORTEST
         } else {
-            wait * 2
+            // An outage may last for days.
+            (wait * 2).min(LONGEST)
         };
-        tokio::time::sleep(wait.min(Duration::from_secs(1))).await;
+        tokio::time::sleep(wait).await;
     }
 }
 
