@@ -76,11 +76,12 @@ async fn demonstrate(
 ) -> anyhow::Result<u64> {
     let mut stop = StopSignals::new()?;
     let interactive = std::io::stdout().is_terminal() && !args.plain && !json;
-    if !args.keep && args.data_dir.exists() {
-        clear(&args.data_dir)?;
-    }
     std::fs::create_dir_all(&args.data_dir)
         .with_context(|| format!("cannot make the data directory {}", args.data_dir.display()))?;
+    let _lock = lock(&args.data_dir)?;
+    if !args.keep {
+        clear(&args.data_dir)?;
+    }
     let mut config = config(args)?;
     // Credentials and TLS of a server that is used instead of a child.
     config.nats = settings.nats.clone();
@@ -195,6 +196,24 @@ fn log_options(
             "warn,expediter=error,expediter_runtime=error,expediter_nats=error".to_owned();
     }
     Ok(options)
+}
+
+/// Held while the command runs: another one must not remove what this one works with.
+fn lock(dir: &std::path::Path) -> anyhow::Result<std::fs::File> {
+    let path = dir.join("dev.lock");
+    let file = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&path);
+    let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    if rustix::fs::flock(&file, exclusive).is_err() {
+        anyhow::bail!(
+            "another `expediter dev` uses {}: end it, or choose another --data-dir",
+            dir.display()
+        );
+    }
+    Ok(file)
 }
 
 /// Removes what an earlier run left; only what this command makes.
