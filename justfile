@@ -50,13 +50,13 @@ test *FILTER:
     # One build for the binary under test and the tests: built apart, their dependencies'
     # features differ, and much is compiled twice.
     cargo build --workspace --bins --tests
-    EXPEDITER_BIN='{{ target }}/debug/expediter' cargo test --workspace "$@"
+    EXPEDITER_TEST_BIN='{{ target }}/debug/expediter' cargo test --workspace "$@"
 
 # Run the long tests, which `test` leaves out, on a release build
 [group('change')]
 test-long:
     cargo build --release -p expediter
-    EXPEDITER_BIN='{{ target }}/release/expediter' EXPEDITER_LONG=1 \
+    EXPEDITER_TEST_BIN='{{ target }}/release/expediter' EXPEDITER_TEST_LONG=1 \
         cargo test --release -p expediter-it -- long_
 
 # Write the crates' documentation; --open shows it

@@ -65,6 +65,12 @@ pub struct Repeats {
 }
 
 impl Repeats {
+    /// Ids that it may remember.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Remembers at least the newest `capacity / 2` ids.
     #[must_use]
     pub fn new(capacity: usize) -> Self {

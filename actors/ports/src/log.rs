@@ -96,6 +96,8 @@ pub trait PartitionLog: Debug + Send + Sync + 'static {
 #[derive(Debug)]
 pub struct StartPartition {
     pub partition: Partition,
+    /// So many has ORDERS: what a node may hold in all is shared out among them.
+    pub partitions: u16,
     pub recovered: Recovered,
     pub log: Arc<dyn PartitionLog>,
 }

@@ -43,6 +43,7 @@ pub struct PartitionGauges {
     pub unknown: AtomicUsize,
     pub unaccounted: AtomicI64,
     pub repeats_window: AtomicUsize,
+    pub repeats_limit: AtomicUsize,
     pub unconfirmed: AtomicUsize,
     /// 0: none.
     pub oldest_open: AtomicU64,
@@ -614,6 +615,9 @@ impl PartitionActor {
         gauges
             .repeats_window
             .store(machine.repeats_window(), Ordering::Relaxed);
+        gauges
+            .repeats_limit
+            .store(machine.repeats_limit(), Ordering::Relaxed);
         gauges
             .unconfirmed
             .store(machine.unconfirmed(), Ordering::Relaxed);

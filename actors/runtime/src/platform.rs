@@ -39,11 +39,22 @@ pub struct Options {
     pub rate: Option<Rate>,
     /// Messages of one partition that may be on their way from the log to the store.
     pub intake_credits: usize,
+    /// Ids remembered to notice publishers' repeats, over all partitions of ORDERS: a node may have
+    /// to carry all of them; 5,000,000.
+    pub repeats: usize,
+    /// Its `repeats` are shared out from the above.
     pub partition: PartitionConfig,
     /// How long running attempts may go on after a stop was asked for.
     pub drain_deadline: Duration,
     /// For tests that provoke panics.
     pub before_step: Option<StepHook>,
+}
+
+impl Options {
+    /// Ids that each of so many partitions remembers; at least 1.
+    fn repeats_of_each(&self, partitions: u16) -> usize {
+        (self.repeats / usize::from(partitions.max(1))).max(1)
+    }
 }
 
 impl Default for Options {
@@ -53,6 +64,7 @@ impl Default for Options {
             in_flight: 5_000,
             rate: None,
             intake_credits: 4_096,
+            repeats: 5_000_000,
             partition: PartitionConfig::default(),
             drain_deadline: Duration::from_secs(20),
             before_step: None,
@@ -117,6 +129,7 @@ pub struct Snapshot {
     pub unknown: usize,
     pub unaccounted: i64,
     pub repeats_window: usize,
+    pub repeats_limit: usize,
     pub unconfirmed: usize,
     /// ORDERS sequence of the oldest unfinished order; `None` without any.
     pub oldest_open: Option<Seq>,
@@ -350,6 +363,7 @@ impl Platform {
             all.unknown += gauges.unknown.load(Ordering::Relaxed);
             all.unaccounted += gauges.unaccounted.load(Ordering::Relaxed);
             all.repeats_window += gauges.repeats_window.load(Ordering::Relaxed);
+            all.repeats_limit += gauges.repeats_limit.load(Ordering::Relaxed);
             all.unconfirmed += gauges.unconfirmed.load(Ordering::Relaxed);
             let oldest = gauges.oldest_open.load(Ordering::Relaxed);
             if oldest != 0 {
@@ -467,6 +481,7 @@ impl Inner {
     async fn start_partition(self: Arc<Self>, start: StartPartition) -> Result<Opened, String> {
         let StartPartition {
             partition,
+            partitions,
             recovered,
             log,
         } = start;
@@ -519,7 +534,10 @@ impl Inner {
             }
         }
         let now = Clock::now();
-        let config = self.options.partition.clone();
+        let config = PartitionConfig {
+            repeats: self.options.repeats_of_each(partitions),
+            ..self.options.partition.clone()
+        };
         let machine = PartitionMachine::start(partition, recovered, stored, config, now);
         let read_after = machine.seen();
         let gauges = Arc::new(PartitionGauges::default());

@@ -37,6 +37,9 @@ pub enum Error {
     /// A live process already goes by this name.
     #[error("node name {name} is in use by instance {instance}")]
     NameInUse { name: NodeName, instance: String },
+    /// A part of the node that runs until the node ends has panicked, which is a bug.
+    #[error("the node's task {task} has failed: {why}")]
+    TaskFailed { task: &'static str, why: String },
     /// Another claim took the partition.
     #[error("claim {current} of partition {partition} stands")]
     Fenced { partition: Partition, current: Seq },

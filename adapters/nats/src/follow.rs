@@ -72,11 +72,15 @@ pub(crate) async fn follow<S: Sink>(broker: &Broker, follow: Follow, mut sink: S
         wait = if state.last > before {
             SHORTEST
         } else {
-            // An outage may last for days.
-            (wait * 2).min(LONGEST)
+            longer(wait)
         };
         tokio::time::sleep(wait).await;
     }
+}
+
+/// The pause after this one; an outage may last for days.
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).min(LONGEST)
 }
 
 struct Following {
@@ -207,4 +211,16 @@ fn change(message: Delivered, prefix: &str) -> Option<Change> {
         revision: message.seq,
         op,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_stays_bounded_over_a_long_outage() {
+        let pauses = std::iter::successors(Some(SHORTEST), |pause| Some(longer(*pause)));
+        let days = pauses.take(1_000_000).max();
+        assert_eq!(days, Some(LONGEST));
+    }
 }

@@ -1,13 +1,16 @@
 //! A node's side of the broker: what it starts, in which order it ends.
 
+use std::any::Any;
 use std::fmt;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use expediter_ports::{PartitionHost, RegistrySink};
 use expediter_types::{NodeName, Partition, Seq, UnixMillis};
 use expediter_wire::subjects;
+use futures::FutureExt as _;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -98,6 +101,8 @@ pub struct NodeStatus {
     pub lease_fresh: bool,
     /// Nodes that live, this one included.
     pub live_nodes: usize,
+    /// The other nodes are known, and the partitions are what the map made of them.
+    pub map_applied: bool,
     /// What the map gives this node, and what it still gives away.
     pub partitions: Vec<(Partition, PartitionPhase)>,
 }
@@ -110,16 +115,24 @@ impl NodeStatus {
             .partitions
             .iter()
             .all(|(_, phase)| *phase == PartitionPhase::Running);
-        let known = self.live_nodes > 0;
-        self.connected && self.registry_loaded && self.lease_fresh && known && running
+        self.connected && self.registry_loaded && self.lease_fresh && self.map_applied && running
     }
 }
 
-/// The name was taken over.
+/// Why a node cannot go on.
 #[derive(Debug, Clone)]
-struct Failure {
-    name: NodeName,
-    instance: String,
+enum Failure {
+    NameInUse { name: NodeName, instance: String },
+    Task { task: &'static str, why: String },
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NameInUse { name, instance } => Self::NameInUse { name, instance },
+            Failure::Task { task, why } => Self::TaskFailed { task, why },
+        }
+    }
 }
 
 impl Node {
@@ -188,21 +201,25 @@ impl Node {
             },
         };
 
-        let mut tasks = JoinSet::new();
+        let mut tasks = Tasks {
+            set: JoinSet::new(),
+            failure: failure_in.clone(),
+            course: course.clone(),
+        };
         let (name, taken_course) = (options.node.clone(), course.clone());
-        spawn(&mut tasks, "lease", async move {
+        tasks.spawn("lease", async move {
             if let Err(error) = lease.keep(leavings, lease_stops).await {
                 tracing::error!(error = chain(&error), "the node must end");
                 taken_course.send_replace(Course::Abandon);
                 if let Error::NameInUse { instance, .. } = error {
-                    failure_in.send_replace(Some(Failure { name, instance }));
+                    failure_in.send_replace(Some(Failure::NameInUse { name, instance }));
                 }
             }
             leased_in.send_replace(false);
         });
         let (own_name, fresh) = (options.node.clone(), freshness.clone());
         let watching = watch_members(broker.clone(), fresh, own_name, members_in);
-        spawn(&mut tasks, "members", watching);
+        tasks.spawn("members", watching);
         let following = directory::follow_merchants(
             broker.clone(),
             options.node.clone(),
@@ -210,28 +227,21 @@ impl Node {
             loaded_in,
             timetable_in,
         );
-        spawn(&mut tasks, "registry", following);
+        tasks.spawn("registry", following);
         let decisions = directory::follow_decisions(broker.clone(), registry);
-        spawn(&mut tasks, "decisions", decisions);
+        tasks.spawn("decisions", decisions);
         if let Some(limits) = shared_limits {
             let leasing = slices::lease_slices(broker.clone(), options.node.clone(), limits);
-            spawn(&mut tasks, "slices", leasing);
+            tasks.spawn("slices", leasing);
         }
-        spawn(
-            &mut tasks,
-            "log",
-            log::look(broker, topology, events.clone(), view_in),
-        );
-        spawn(
-            &mut tasks,
-            "connections",
-            report(connection.clone(), intake.clone(), events),
-        );
+        tasks.spawn("log", log::look(broker, topology, events.clone(), view_in));
+        let reporting = report(connection.clone(), intake.clone(), events);
+        tasks.spawn("connections", reporting);
         let (client, node) = (connection.client().clone(), options.node.clone());
         let answering = serve_node(client, node, instance.clone(), control);
-        spawn(&mut tasks, "control", answering);
+        tasks.spawn("control", answering);
         let owning_board = board.clone();
-        spawn(&mut tasks, "ownership", async move {
+        tasks.spawn("ownership", async move {
             own(Arc::new(environment), owning_board, courses).await;
             owning_in.send_replace(false);
         });
@@ -250,7 +260,7 @@ impl Node {
             failure,
             owning,
             leased,
-            tasks: Mutex::new(tasks),
+            tasks: Mutex::new(tasks.set),
         })
     }
 
@@ -284,6 +294,7 @@ impl Node {
             registry_loaded: *self.registry_loaded.borrow(),
             lease_fresh: self.freshness.fresh(),
             live_nodes: self.members.borrow().live.len(),
+            map_applied: self.board.map_applied(),
             partitions: self.board.phases(),
         }
     }
@@ -316,8 +327,8 @@ impl Node {
         Ok(found.map(|message| millis(message.time)))
     }
 
-    /// Resolves when the node cannot go on: its name is another's. Its partitions have been told to
-    /// stop; the process should end.
+    /// Resolves when the node cannot go on: its name is another's, or a part of it has panicked. Its
+    /// partitions have been told to stop; the process should end.
     pub async fn failed(&self) -> Error {
         let mut failure = self.failure.clone();
         match failure
@@ -325,7 +336,7 @@ impl Node {
             .await
             .map(|failure| failure.clone())
         {
-            Ok(Some(Failure { name, instance })) => Error::NameInUse { name, instance },
+            Ok(Some(failure)) => failure.into(),
             // The node has left.
             Ok(None) | Err(_) => std::future::pending().await,
         }
@@ -348,16 +359,34 @@ async fn ensure_soon(connection: &Connection, topology: &Topology) -> Result<u16
     }
 }
 
-/// A task that runs until the node ends; one that ends before is an error of this crate.
-fn spawn(
-    tasks: &mut JoinSet<()>,
-    name: &'static str,
-    task: impl Future<Output = ()> + Send + 'static,
-) {
-    tasks.spawn(async move {
-        task.await;
-        tracing::debug!(task = name, "ended");
-    });
+/// What runs until the node ends.
+struct Tasks {
+    set: JoinSet<()>,
+    failure: watch::Sender<Option<Failure>>,
+    course: watch::Sender<Course>,
+}
+
+impl Tasks {
+    /// One that panics takes the node along: without it the node would only seem to work.
+    fn spawn(&mut self, task: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let (failure, course) = (self.failure.clone(), self.course.clone());
+        self.set.spawn(async move {
+            let Err(panic) = AssertUnwindSafe(work).catch_unwind().await else {
+                tracing::debug!(task, "ended");
+                return;
+            };
+            let why = panic_text(&*panic);
+            tracing::error!(task, why, "the node must end");
+            course.send_replace(Course::Abandon);
+            failure.send_replace(Some(Failure::Task { task, why }));
+        });
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "panicked".to_owned())
 }
 
 /// Tells the events what the connections go through.

@@ -1,9 +1,11 @@
 //! Gives this node the partitions that the map gives it, and takes away the others.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use expediter_ports::Stop;
 use expediter_types::{NodeName, Partition};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -16,15 +18,23 @@ const SETTLING: Duration = Duration::from_millis(500);
 
 /// What this node works on, for its status.
 #[derive(Debug, Default)]
-pub(crate) struct Board(Mutex<BTreeMap<Partition, Arc<Phase>>>);
+pub(crate) struct Board {
+    partitions: Mutex<BTreeMap<Partition, Arc<Phase>>>,
+    map_applied: AtomicBool,
+}
 
 impl Board {
     pub(crate) fn phases(&self) -> Vec<(Partition, PartitionPhase)> {
-        let board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        board
+        let partitions = self.partitions();
+        partitions
             .iter()
             .map(|(partition, phase)| (*partition, phase.get()))
             .collect()
+    }
+
+    /// The partitions are those of a map that was made of all nodes.
+    pub(crate) fn map_applied(&self) -> bool {
+        self.map_applied.load(Ordering::Acquire)
     }
 
     /// Those that a claim is held on.
@@ -37,11 +47,17 @@ impl Board {
     }
 
     fn set(&self, partition: Partition, phase: Option<Arc<Phase>>) {
-        let mut board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut partitions = self.partitions();
         match phase {
-            Some(phase) => board.insert(partition, phase),
-            None => board.remove(&partition),
+            Some(phase) => partitions.insert(partition, phase),
+            None => partitions.remove(&partition),
         };
+    }
+
+    fn partitions(&self) -> MutexGuard<'_, BTreeMap<Partition, Arc<Phase>>> {
+        self.partitions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -65,6 +81,7 @@ pub(crate) async fn own(
     let mut tasks: JoinSet<Partition> = JoinSet::new();
     loop {
         let now = *course.borrow_and_update();
+        let synced = members.borrow_and_update().synced;
         let wanted = match now {
             Course::Work => wanted(&members.borrow_and_update(), &node, environment.partitions),
             Course::Leave | Course::Abandon => Vec::new(),
@@ -93,16 +110,21 @@ pub(crate) async fn own(
             let phase = Arc::new(Phase::default());
             commands.insert(partition, command);
             board.set(partition, Some(phase.clone()));
-            let environment = environment.clone();
+            let (environment, host) = (environment.clone(), environment.host.clone());
             tasks.spawn(async move {
                 // A panic in the adapter must not take the other partitions along.
                 let running = tokio::spawn(work(environment, partition, commanded, phase));
                 if let Err(error) = AbortOnDrop(running).wait().await {
                     tracing::error!(%partition, %error, "the partition's task has failed");
+                    // What it had started knows nothing of that, and would go on beside the next.
+                    host.stop(partition, Stop::Fenced).await;
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
                 partition
             });
+        }
+        if synced {
+            board.map_applied.store(true, Ordering::Release);
         }
         if now != Course::Work && tasks.is_empty() {
             return;

@@ -230,6 +230,7 @@ async fn epoch(
         FencedLog::open(shared, partition, stamp, former, witnessed.clone());
     let start = StartPartition {
         partition,
+        partitions: environment.partitions,
         recovered,
         log: Arc::new(Fenced(log.clone())),
     };

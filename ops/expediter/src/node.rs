@@ -58,7 +58,7 @@ impl RunningNode {
         let courier = TracedCourier::new(Arc::new(courier), Arc::clone(&metrics), tracing);
         let directory = MerchantDirectory::new();
         let platform = Platform::start(
-            config.runtime_options(config.nats.partitions),
+            config.runtime_options(),
             Arc::clone(&store) as _,
             Arc::new(courier),
             Arc::clone(&directory),
@@ -98,10 +98,6 @@ impl RunningNode {
             store,
             node: Arc::clone(&started),
             health,
-            repeats: config
-                .runtime_options(started.partitions())
-                .partition
-                .repeats,
         };
         let gauges = tokio::spawn(gauges.keep());
         Ok(Self {

@@ -1,7 +1,7 @@
 //! Real brokers for tests: one nats-server, or three that replicate.
 //!
 //! They are the fleet's, run as in production (`sync_interval: always`). The binary is
-//! `EXPEDITER_NATS_SERVER`, else the one in `PATH`, else the workspace's pinned one.
+//! `EXPEDITER_TEST_NATS_SERVER`, else the one in `PATH`, else the workspace's pinned one.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -52,7 +52,7 @@ pub async fn cluster3(dir: &Path) -> Result<NatsCluster, Error> {
 }
 
 fn binary() -> Option<PathBuf> {
-    std::env::var_os("EXPEDITER_NATS_SERVER").map(PathBuf::from)
+    std::env::var_os("EXPEDITER_TEST_NATS_SERVER").map(PathBuf::from)
 }
 
 fn pinned() -> Vec<PathBuf> {

@@ -383,12 +383,12 @@ pub async fn get(port: u16, path: &str) -> Result<(u16, String)> {
     Ok((status.context("no HTTP answer")?, body.to_owned()))
 }
 
-/// The product: `EXPEDITER_BIN`, else the one of the same profile as this test.
+/// The product: `EXPEDITER_TEST_BIN`, else the one of the same profile as this test.
 ///
 /// # Errors
 /// It was not built.
 pub fn binary() -> Result<PathBuf> {
-    if let Some(binary) = std::env::var_os("EXPEDITER_BIN") {
+    if let Some(binary) = std::env::var_os("EXPEDITER_TEST_BIN") {
         // Tests run in their crate's directory; the path was given at the root.
         let binary = PathBuf::from(binary);
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

@@ -18,7 +18,7 @@ use crate::{
 /// Partitions of a world that does not ask for another number.
 const PARTITIONS: u16 = 4;
 
-/// One test's broker, merchants, client and ledger. Set `EXPEDITER_KEEP` to keep its files.
+/// One test's broker, merchants, client and ledger. Set `EXPEDITER_TEST_KEEP` to keep its files.
 #[derive(Debug)]
 pub struct World {
     pub broker: NatsServer,
@@ -73,7 +73,7 @@ impl World {
         let connection = Connection::open_once(&ConnectOptions::to(&broker.url(), "test")).await?;
         let ledger = Ledger::default();
         let publisher = Publisher::new(&connection, ledger.clone());
-        if std::env::var_os("EXPEDITER_KEEP").is_some() {
+        if std::env::var_os("EXPEDITER_TEST_KEEP").is_some() {
             dir.disable_cleanup(true);
             eprintln!("files are kept in {}", dir.path().display());
         }

@@ -324,6 +324,12 @@ impl PartitionMachine {
         self.repeats.len()
     }
 
+    /// Ids that may be remembered to notice repeats; beyond it the oldest are forgotten.
+    #[must_use]
+    pub fn repeats_limit(&self) -> usize {
+        self.repeats.capacity()
+    }
+
     /// Decisions without an acknowledgement.
     #[must_use]
     pub fn unconfirmed(&self) -> usize {

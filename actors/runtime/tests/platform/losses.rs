@@ -155,6 +155,7 @@ async fn republished(claims: Vec<(Recovered, bool)>) -> usize {
         log.works.store(works, Ordering::Relaxed);
         let start = StartPartition {
             partition: PARTITION,
+            partitions: 1,
             recovered,
             log: Arc::clone(&log) as _,
         };

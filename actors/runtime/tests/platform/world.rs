@@ -190,6 +190,7 @@ impl World {
         };
         let start = StartPartition {
             partition: PARTITION,
+            partitions: 1,
             recovered,
             log: Arc::clone(&log) as _,
         };

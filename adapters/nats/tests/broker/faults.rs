@@ -235,3 +235,53 @@ async fn new_orders_do_not_wait_behind_a_long_past() {
     assert_eq!(host.ids().len(), 8_001);
     node.leave().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_panics_is_begun_again_and_the_others_go_on() {
+    let server = Server::start().await;
+    let connection = server.connect().await;
+    let host = Host::default();
+    let node = start(&server, "a", &host).await;
+    ready(&node, 16).await;
+    host.state().panics = true;
+    let shop = merchant("luigis");
+    let partition = Partition(partition_of(shop.as_str(), 16).0);
+    publish(&connection, &shop, "o-1").await;
+    until("the order is taken by a second start", || {
+        host.ids() == ["o-1"]
+    })
+    .await;
+    let story: Vec<_> = {
+        let state = host.state();
+        let story = state.story.iter().skip(16);
+        story.copied().collect()
+    };
+    // The first one's work is ended before the next begins, and no other partition's.
+    assert_eq!(story, [(partition, "fenced"), (partition, "start")]);
+    ready(&node, 16).await;
+    node.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_panics_ends_the_node() {
+    let server = Server::start().await;
+    let connection = server.connect().await;
+    let host = Host::default();
+    let node = start(&server, "a", &host).await;
+    ready(&node, 16).await;
+    let registration = Registration {
+        merchant: Merchant::to(merchant("poison"), "http://127.0.0.1:1/"),
+        actor: "ann".into(),
+        at: 1_770_000_000_000,
+        rolled_back_from: None,
+    };
+    let registry = Registry::new(&connection);
+    registry.put(&registration, 0).await.unwrap();
+    let error = tokio::time::timeout(LONG, node.failed()).await.unwrap();
+    assert_eq!(
+        error.to_string(),
+        "the node's task registry has failed: provoked"
+    );
+    until("nothing runs", || host.running().is_empty()).await;
+    node.leave().await;
+}

@@ -31,6 +31,8 @@ pub(crate) struct State {
     pub(crate) incarnations: u64,
     /// How long a delivery takes.
     pub(crate) slow: Duration,
+    /// The next delivery panics.
+    pub(crate) panics: bool,
 }
 
 #[derive(Default)]
@@ -179,6 +181,7 @@ impl PartitionHost for Host {
     fn start(&self, start: StartPartition) -> BoxFuture<'static, Result<Opened, String>> {
         let StartPartition {
             partition,
+            partitions: _,
             recovered,
             log,
         } = start;
@@ -227,7 +230,9 @@ impl PartitionHost for Host {
             "fenced"
         };
         state.story.push((partition, what));
-        state.partitions.get_mut(&partition).unwrap().running = false;
+        if let Some(work) = state.partitions.get_mut(&partition) {
+            work.running = false;
+        }
         Box::pin(std::future::ready(Stopped::default()))
     }
 }
@@ -250,6 +255,8 @@ impl PartitionIntake for Intake {
             if batch.source == IntakeSource::Main && !slow.is_zero() {
                 tokio::time::sleep(slow).await;
             }
+            let panics = std::mem::take(&mut self.host.state().panics);
+            assert!(!panics, "provoked");
             let mut state = self.host.state();
             let work = state.partitions.get_mut(&self.partition).unwrap();
             if !work.running {
@@ -329,6 +336,7 @@ pub(crate) struct Known(
 impl RegistrySink for Known {
     fn put(&self, entry: Registered) {
         let merchant = entry.merchant;
+        assert!(merchant.id.as_str() != "poison", "provoked");
         self.0
             .lock()
             .unwrap()

@@ -113,7 +113,7 @@ impl Drop for Server {
 }
 
 fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("EXPEDITER_NATS_SERVER") {
+    if let Some(path) = std::env::var_os("EXPEDITER_TEST_NATS_SERVER") {
         return path.into();
     }
     let pinned = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/bin/nats-server");

@@ -96,8 +96,8 @@ impl Config {
         }
     }
 
-    /// How the platform runs. `partitions`: of the streams; a node may have to carry all of them.
-    pub(crate) fn runtime_options(&self, partitions: u16) -> expediter_runtime::Options {
+    /// How the platform runs.
+    pub(crate) fn runtime_options(&self) -> expediter_runtime::Options {
         let (node, orders) = (&self.node, &self.orders);
         let cores = available_parallelism().map_or(1, usize::from);
         let partition = PartitionConfig {
@@ -106,7 +106,6 @@ impl Config {
             mark_every: micros(orders.mark_every),
             unknown_grace: micros(orders.unknown_merchant_grace) / 1_000,
             idle_after: micros(orders.idle_after),
-            repeats: (orders.repeats_window / usize::from(partitions.max(1))).max(1),
             panics: orders.panics,
             panic_window: micros(orders.panic_window),
             ..PartitionConfig::default()
@@ -120,6 +119,7 @@ impl Config {
             in_flight: node.in_flight,
             rate: node.rate,
             intake_credits: node.intake_credits,
+            repeats: orders.repeats_window,
             partition,
             drain_deadline: node.drain_deadline,
             before_step: None,
@@ -254,7 +254,10 @@ mod tests {
         let http = config.http_options().unwrap();
         let theirs = expediter_http::Options::new(Arc::new(ProcessSecrets));
         assert_eq!(format!("{http:?}"), format!("{theirs:?}"));
-        let partition = config.runtime_options(16).partition;
+        let runtime = config.runtime_options();
+        let theirs = expediter_runtime::Options::default();
+        assert_eq!(runtime.repeats, theirs.repeats);
+        let partition = runtime.partition;
         assert_eq!(
             format!("{partition:?}"),
             format!("{:?}", PartitionConfig::default())

@@ -16,13 +16,7 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// Variables with our prefix that are no settings; those that end with `_` stand for all that
 /// begin so.
-const NO_SETTINGS: [&str; 5] = [
-    "EXPEDITER_BIN",
-    "EXPEDITER_NATS_SERVER",
-    "EXPEDITER_LONG",
-    "EXPEDITER_CONFIG",
-    "EXPEDITER_SIM_",
-];
+const NO_SETTINGS: [&str; 3] = ["EXPEDITER_CONFIG", "EXPEDITER_TEST_", "EXPEDITER_SIM_"];
 
 /// Something wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

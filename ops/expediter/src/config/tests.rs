@@ -151,7 +151,7 @@ fn the_environment_rules_over_the_file() {
         ("EXPEDITER_STORE_CACHE", "64MiB"),
         ("EXPEDITER_EGRESS_ALLOW", ""),
         ("EXPEDITER_TELEMETRY_TRACE_RATIO", "0.5"),
-        ("EXPEDITER_BIN", "/x"),
+        ("EXPEDITER_TEST_BIN", "/x"),
         ("EXPEDITER_SIM_SEED", "7"),
         ("PATH", "/bin"),
     ])
@@ -174,6 +174,10 @@ fn wrong_variables_are_refused() {
         "EXPEDITER_NATS_SERVRES: no such setting; did you mean EXPEDITER_NATS_SERVERS?"
     );
     assert_eq!(told("EXPEDITER_ZZZ", "x"), "EXPEDITER_ZZZ: no such setting");
+    assert_eq!(
+        told("EXPEDITER_NATS_SERVER", "nats://a:1"),
+        "EXPEDITER_NATS_SERVER: no such setting; did you mean EXPEDITER_NATS_SERVERS?"
+    );
     assert_eq!(
         told("EXPEDITER_NODE_SHARDS", "many"),
         "EXPEDITER_NODE_SHARDS: \"many\" is not a whole number from 0 to 64"

@@ -28,8 +28,6 @@ pub(super) struct Gauges<S> {
     pub(super) store: Arc<S>,
     pub(super) node: Arc<Node>,
     pub(super) health: Arc<NodeHealth>,
-    /// Ids that each partition may remember.
-    pub(super) repeats: usize,
 }
 
 impl<S: MerchantStore> Gauges<S> {
@@ -98,9 +96,7 @@ impl<S: MerchantStore> Gauges<S> {
         metrics.orders_stored.set(wide(now.stored));
         metrics.orders_unaccounted.set(now.unaccounted);
         metrics.repeats_window.set(figure(now.repeats_window));
-        metrics
-            .repeats_limit
-            .set(figure(now.partitions * self.repeats));
+        metrics.repeats_limit.set(figure(now.repeats_limit));
         metrics
             .merchants_registered
             .set(figure(self.directory.len()));

@@ -55,6 +55,11 @@ impl Health for NodeHealth {
                 status.registry_loaded,
                 "the registry is not loaded yet",
             ),
+            check(
+                "map",
+                status.map_applied,
+                "the other nodes are not known yet",
+            ),
             check("lease", status.lease_fresh, "the node's lease is not fresh"),
             check(
                 "partitions",

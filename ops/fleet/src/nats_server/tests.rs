@@ -12,9 +12,9 @@ use crate::Error;
 /// Generous: these machines may be busy. No test waits for it unless it fails.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// `EXPEDITER_NATS_SERVER`, else PATH, else the workspace's `.tools/bin`.
+/// `EXPEDITER_TEST_NATS_SERVER`, else PATH, else the workspace's `.tools/bin`.
 fn binary() -> Option<PathBuf> {
-    std::env::var_os("EXPEDITER_NATS_SERVER").map(PathBuf::from)
+    std::env::var_os("EXPEDITER_TEST_NATS_SERVER").map(PathBuf::from)
 }
 
 fn search() -> Vec<PathBuf> {
@@ -251,7 +251,7 @@ async fn a_cluster_stands_the_loss_of_any_member() {
     );
 }
 
-const HELPER_DIR: &str = "EXPEDITER_FLEET_TEST_DIR";
+const HELPER_DIR: &str = "EXPEDITER_TEST_FLEET_DIR";
 
 /// Not a test by itself: the process that the next test kills.
 #[test]

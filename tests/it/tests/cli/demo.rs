@@ -17,7 +17,7 @@ fn dev(dir: &Path, args: &[&str]) -> Result<Command> {
     let mut command = super::command(dir)?;
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/bin");
     let mut path = vec![tools];
-    if let Some(server) = std::env::var_os("EXPEDITER_NATS_SERVER") {
+    if let Some(server) = std::env::var_os("EXPEDITER_TEST_NATS_SERVER") {
         path.extend(Path::new(&server).parent().map(Path::to_owned));
     }
     path.extend(std::env::split_paths(

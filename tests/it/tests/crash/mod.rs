@@ -15,5 +15,5 @@ mod store;
 
 /// Tests of minutes run only when asked for.
 pub(crate) fn long_tests() -> bool {
-    std::env::var_os("EXPEDITER_LONG").is_some()
+    std::env::var_os("EXPEDITER_TEST_LONG").is_some()
 }

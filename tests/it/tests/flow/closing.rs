@@ -132,7 +132,7 @@ async fn suspended_and_misconfigured_merchants_keep_their_orders() -> Result<()>
 /// Nobody changes anything: one order a minute finds out whether the merchant is back.
 #[tokio::test(flavor = "multi_thread")]
 async fn long_a_probe_opens_a_suspended_merchant() -> Result<()> {
-    if std::env::var_os("EXPEDITER_LONG").is_none() {
+    if std::env::var_os("EXPEDITER_TEST_LONG").is_none() {
         return Ok(());
     }
     let world = World::start().await?;

@@ -168,7 +168,7 @@ async fn finished_orders_leave_the_log() -> Result<()> {
 /// the log has little room left.
 #[tokio::test(flavor = "multi_thread")]
 async fn long_a_stuck_merchant_does_not_keep_the_log() -> Result<()> {
-    if std::env::var_os("EXPEDITER_LONG").is_none() {
+    if std::env::var_os("EXPEDITER_TEST_LONG").is_none() {
         return Ok(());
     }
     let world = World::bare().await?;
