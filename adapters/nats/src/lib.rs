@@ -45,7 +45,8 @@ pub use events::{ControlHandler, NodeEvents};
 pub use jobs::{JobEntry, Jobs};
 pub use node::{Node, NodeStatus, Options};
 pub use outcomes::{
-    OutcomeItem, TailFrom, dead_letter, find_outcome, read_dead_letters, tail_outcomes,
+    OutcomeItem, TailFrom, dead_letter, find_outcome, newest_outcome, read_dead_letters,
+    tail_outcomes,
 };
 pub use partition::PartitionPhase;
 pub use publisher::{OrderPublisher, PendingAck, Published};

@@ -53,6 +53,15 @@ pub enum TailFrom {
     After(Seq),
 }
 
+/// Where OUTCOMES ends now, for [`TailFrom::After`].
+///
+/// # Errors
+/// There is no OUTCOMES, or the broker does not answer.
+pub async fn newest_outcome(connection: &Connection) -> Result<Seq, Error> {
+    let state = Broker::new(connection).state(subjects::OUTCOMES).await?;
+    Ok(state.last)
+}
+
 /// Follows all outcomes into `sink` until its receiver is gone.
 ///
 /// # Errors

@@ -8,6 +8,12 @@ pub enum Error {
         #[source]
         source: tracing_subscriber::filter::ParseError,
     },
+    #[error("the log file {} cannot be opened", path.display())]
+    File {
+        path: std::path::PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     /// The process already has a log.
     #[error("logs are already set up in this process")]
     AlreadySet(#[source] tracing_subscriber::util::TryInitError),

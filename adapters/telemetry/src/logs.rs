@@ -1,6 +1,9 @@
 //! Logs to stderr, and traces to a collector where one is configured.
 
+use std::fs::File;
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
@@ -35,6 +38,8 @@ pub enum Format {
 #[derive(Debug, Clone)]
 pub struct Options {
     pub format: Format,
+    /// Appended to instead of standard error; for what holds the terminal. `None` by default.
+    pub file: Option<PathBuf>,
     /// A level, or directives such as `info,expediter_nats=debug`; `info` by default.
     pub filter: String,
     /// Base URL of an OTLP/HTTP collector, such as `http://127.0.0.1:4318`; `None`: no traces.
@@ -55,6 +60,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             format: Format::Auto,
+            file: None,
             filter: "info".to_owned(),
             otlp_endpoint: None,
             trace_ratio: 1.0,
@@ -71,12 +77,27 @@ impl Default for Options {
 pub fn init(options: &Options) -> Result<Guard, Error> {
     let filter = filter(&options.filter)?;
     let provider = provider(options)?;
-    let terminal = std::io::stderr().is_terminal();
+    let layer = match &options.file {
+        Some(path) => layer(options.format, false, Arc::new(open(path)?)),
+        None => layer(
+            options.format,
+            std::io::stderr().is_terminal(),
+            std::io::stderr,
+        ),
+    };
     Registry::default()
-        .with(layer(options.format, terminal, std::io::stderr).with_filter(filter))
+        .with(layer.with_filter(filter))
         .try_init()
         .map_err(Error::AlreadySet)?;
     Ok(Guard { provider })
+}
+
+fn open(path: &Path) -> Result<File, Error> {
+    let file = File::options().create(true).append(true).open(path);
+    file.map_err(|source| Error::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Keeps the exporter; shut it down last.
@@ -166,7 +187,7 @@ fn provider(options: &Options) -> Result<Option<SdkTracerProvider>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use super::*;
 
@@ -216,6 +237,21 @@ mod tests {
             text.contains("hello") && !text.contains('\u{1b}'),
             "{text:?}"
         );
+    }
+
+    #[test]
+    fn a_file_is_appended_to_and_one_that_cannot_be_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dev.log");
+        for _ in 0..2 {
+            let layer = layer(Format::Auto, false, Arc::new(open(&path).unwrap()));
+            let subscriber = Registry::default().with(layer);
+            tracing::subscriber::with_default(subscriber, || tracing::info!("hello"));
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        let error = open(&dir.path().join("absent/dev.log")).unwrap_err();
+        assert!(error.to_string().contains("absent/dev.log"), "{error}");
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! orders are accounted for at the end: every acknowledged one is finished or still waits.
 
 mod account;
+mod alone;
+mod data_dir;
 mod fleet;
 mod publisher;
 mod screen;
@@ -13,9 +15,10 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use expediter_fleet::merchants::FleetHandle;
 use expediter_fleet::nats_server::{self, NatsServer};
 use expediter_nats::Connection;
+use expediter_telemetry::Tracing;
 
 use crate::cli;
 use crate::config::Config;
@@ -30,7 +33,8 @@ use table::Table;
   expediter dev                            watch until Ctrl-C
   expediter dev --for 20s                  end by itself, with a summary
   expediter dev --rate 500 --for 1m        a faster flow
-  expediter dev --nats nats://127.0.0.1:4222   against a running server
+  expediter dev --nats nats://127.0.0.1:4222
+                                           against a running server that nobody else uses
 
 Exit code 0: every acknowledged order is accounted for; 1: one was lost, or something failed.")]
 pub(crate) struct Args {
@@ -76,89 +80,156 @@ async fn demonstrate(
 ) -> anyhow::Result<u64> {
     let mut stop = StopSignals::new()?;
     let interactive = std::io::stdout().is_terminal() && !args.plain && !json;
-    std::fs::create_dir_all(&args.data_dir)
-        .with_context(|| format!("cannot make the data directory {}", args.data_dir.display()))?;
-    let _lock = lock(&args.data_dir)?;
-    if !args.keep {
-        clear(&args.data_dir)?;
-    }
+    let _lock = data_dir::take(&args.data_dir, args.keep)?;
     let mut config = config(args)?;
-    // Credentials and TLS of a server that is used instead of a child.
-    config.nats = settings.nats.clone();
-    let guard = expediter_telemetry::logs::init(&log_options(&config, interactive)?)?;
-
-    let broker = match nats {
-        Some(_) => None,
+    let guard = expediter_telemetry::logs::init(&log_options(&config, interactive))?;
+    let (broker, url) = match nats {
+        Some(url) => {
+            // Credentials and TLS; the child needs neither.
+            config.nats = settings.nats.clone();
+            (None, url.to_owned())
+        }
         None => {
             let options = nats_server::Options {
                 search: tools(),
                 ..nats_server::Options::new(args.data_dir.join("nats"))
             };
-            Some(NatsServer::start(options).await?)
+            let broker = NatsServer::start(options).await?;
+            let url = broker.url();
+            (Some(broker), url)
         }
     };
-    let url = match (nats, &broker) {
-        (Some(url), _) => url.to_owned(),
-        (None, Some(broker)) => broker.url(),
-        (None, None) => unreachable!("a broker is started when no URL is given"),
-    };
-    eprintln!("NATS at {url}, data in {}", args.data_dir.display());
     config.set_servers(&url).map_err(anyhow::Error::msg)?;
-
-    let fleet = fleet::start()?;
-    let node = tokio::select! {
-        node = RunningNode::start(&config, guard.tracing()) => node?,
-        _ = stop.next() => return Ok(0),
+    eprintln!("NATS at {url}, data in {}", args.data_dir.display());
+    let stage = Stage {
+        args,
+        config,
+        interactive,
+        json,
     };
-    let connection = Connection::open_once(&config.connect_options("expediter dev")?).await?;
-    fleet::register(&connection, &fleet).await?;
-    let account = Account::follow(&connection).await?;
-    let publisher = publisher::start(connection.clone(), account.clone(), args.rate);
-
-    let started = Instant::now();
-    let mut table = Table::new(account.clone(), &url);
-    let mut screen = Screen::open(interactive, json)?;
-    let mut every =
-        tokio::time::interval(Duration::from_millis(if interactive { 250 } else { 1_000 }));
-    every.tick().await;
-    let failure = loop {
-        tokio::select! {
-            _ = every.tick() => {
-                table.refresh(&node, started.elapsed()).await;
-                if screen.show(&table)? {
-                    break None;
-                }
-                if args.for_.is_some_and(|limit| started.elapsed() >= limit) {
-                    break None;
-                }
-            }
-            _ = stop.next() => break None,
-            error = node.failed() => break Some(error),
-        }
-    };
-    screen.close()?;
-    publisher.stop().await;
-    if let Some(error) = failure {
-        return Err(error);
-    }
-    let verdict = account.settle(&node).await;
-    table.refresh(&node, started.elapsed()).await;
-    let summary = match json {
-        true => serde_json::to_string(&verdict)?,
-        false => table.summary(&verdict, started.elapsed()),
-    };
-    // Nobody may be reading any more; the verdict is in the exit code as well.
-    let _reader_gone = writeln!(std::io::stdout(), "{summary}").is_err();
-    eprintln!("stopping");
-    node.stop().await;
-    connection.close().await;
-    drop(fleet);
+    let shown = stage.show(&url, guard.tracing(), &mut stop).await;
     if let Some(broker) = broker {
         broker.terminate().await;
     }
     let _flushed =
         tokio::task::spawn_blocking(move || guard.shutdown(Duration::from_secs(2))).await;
-    Ok(verdict.lost)
+    shown
+}
+
+/// What is settled before anything runs.
+struct Stage<'a> {
+    args: &'a Args,
+    config: Config,
+    interactive: bool,
+    json: bool,
+}
+
+impl Stage<'_> {
+    /// With the broker there: starts the rest, shows it until the end, stops it in order.
+    async fn show(
+        &self,
+        url: &str,
+        tracing: Tracing,
+        stop: &mut StopSignals,
+    ) -> anyhow::Result<u64> {
+        let fleet = fleet::start()?;
+        let node = tokio::select! {
+            node = self.start(tracing) => node?,
+            _ = stop.next() => return Ok(0),
+        };
+        let played = tokio::select! {
+            played = self.prepare(&fleet) => match played {
+                Ok((connection, account)) => {
+                    let played = self.play(&node, &connection, &account, url, stop).await;
+                    connection.close().await;
+                    played
+                }
+                Err(error) => Err(error),
+            },
+            _ = stop.next() => Ok(0),
+        };
+        eprintln!("stopping");
+        node.stop().await;
+        played
+    }
+
+    /// Its own broker, or one that nobody else works with: a node takes every merchant's orders.
+    async fn start(&self, tracing: Tracing) -> anyhow::Result<RunningNode> {
+        let connection = self.connect().await?;
+        alone::check(&connection, &self.config.nats.servers.join(",")).await?;
+        connection.close().await;
+        RunningNode::start(&self.config, tracing).await
+    }
+
+    async fn prepare(&self, fleet: &FleetHandle) -> anyhow::Result<(Connection, Account)> {
+        let connection = self.connect().await?;
+        fleet::register(&connection, fleet).await?;
+        let account = Account::follow(&connection).await?;
+        Ok((connection, account))
+    }
+
+    async fn connect(&self) -> anyhow::Result<Connection> {
+        let options = self.config.connect_options("expediter dev")?;
+        Ok(Connection::open_once(&options).await?)
+    }
+
+    /// Publishes and shows until the end, then closes the books.
+    async fn play(
+        &self,
+        node: &RunningNode,
+        connection: &Connection,
+        account: &Account,
+        url: &str,
+        stop: &mut StopSignals,
+    ) -> anyhow::Result<u64> {
+        let publisher = publisher::start(connection.clone(), account.clone(), self.args.rate);
+        let started = Instant::now();
+        let mut table = Table::new(account.clone(), url);
+        let watched = self.watch(node, &mut table, started, stop).await;
+        publisher.stop().await;
+        watched?;
+        let verdict = account.settle(node).await;
+        let nodes = node.node.status().live_nodes;
+        anyhow::ensure!(
+            nodes <= 1,
+            "another node has joined at {url}: what it holds cannot be accounted for here"
+        );
+        table.refresh(node, started.elapsed()).await;
+        let summary = match self.json {
+            true => serde_json::to_string(&verdict)?,
+            false => table.summary(&verdict, started.elapsed()),
+        };
+        // Nobody may be reading any more; the verdict is in the exit code as well.
+        let _reader_gone = writeln!(std::io::stdout(), "{summary}").is_err();
+        Ok(verdict.lost)
+    }
+
+    async fn watch(
+        &self,
+        node: &RunningNode,
+        table: &mut Table,
+        started: Instant,
+        stop: &mut StopSignals,
+    ) -> anyhow::Result<()> {
+        let mut screen = Screen::open(self.interactive, self.json)?;
+        let period = Duration::from_millis(if self.interactive { 250 } else { 1_000 });
+        let mut every = tokio::time::interval(period);
+        every.tick().await;
+        loop {
+            tokio::select! {
+                _ = every.tick() => {
+                    table.refresh(node, started.elapsed()).await;
+                    let over = self.args.for_.is_some_and(|limit| started.elapsed() >= limit);
+                    if screen.show(table)? || over {
+                        break;
+                    }
+                }
+                _ = stop.next() => break,
+                error = node.failed() => return Err(error),
+            }
+        }
+        Ok(screen.close()?)
+    }
 }
 
 fn config(args: &Args) -> anyhow::Result<Config> {
@@ -184,56 +255,13 @@ fn tools() -> Vec<PathBuf> {
 }
 
 /// On the live screen, log lines would tear the table: they go to a file.
-fn log_options(
-    config: &Config,
-    interactive: bool,
-) -> anyhow::Result<expediter_telemetry::logs::Options> {
+fn log_options(config: &Config, interactive: bool) -> expediter_telemetry::logs::Options {
     let mut options = config.log_options();
     if interactive {
-        options.filter = "off".to_owned();
+        options.file = Some(config.node.data_dir.join("dev.log"));
     } else {
         options.filter =
             "warn,expediter=error,expediter_runtime=error,expediter_nats=error".to_owned();
     }
-    Ok(options)
-}
-
-/// Held while the command runs: another one must not remove what this one works with.
-fn lock(dir: &std::path::Path) -> anyhow::Result<std::fs::File> {
-    let path = dir.join("dev.lock");
-    let file = std::fs::File::options()
-        .create(true)
-        .append(true)
-        .open(&path);
-    let file = file.with_context(|| format!("cannot write {}", path.display()))?;
-    let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-    if rustix::fs::flock(&file, exclusive).is_err() {
-        anyhow::bail!(
-            "another `expediter dev` uses {}: end it, or choose another --data-dir",
-            dir.display()
-        );
-    }
-    Ok(file)
-}
-
-/// Removes what an earlier run left; only what this command makes.
-fn clear(dir: &std::path::Path) -> anyhow::Result<()> {
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name == "nats"
-            || name == "store"
-            || name.starts_with("nats.")
-            || name.starts_with("store.")
-        {
-            let path = entry.path();
-            let removed = match entry.file_type()?.is_dir() {
-                true => std::fs::remove_dir_all(&path),
-                false => std::fs::remove_file(&path),
-            };
-            removed.with_context(|| format!("cannot remove {}", path.display()))?;
-        }
-    }
-    Ok(())
+    options
 }

@@ -6,6 +6,7 @@ mod health;
 mod limits;
 
 use std::collections::HashMap;
+use std::io::IsTerminal as _;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -193,10 +194,31 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> 
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let guard = expediter_telemetry::logs::init(&config.log_options())?;
+    log_panics();
     let result = work(&config, guard.tracing()).await;
+    if let Err(error) = &result
+        && !std::io::stderr().is_terminal()
+    {
+        // Whoever collects the log is to find why the node ended, too.
+        tracing::error!(error = format!("{error:#}"), "the node ends");
+    }
     let flushed = tokio::task::spawn_blocking(move || guard.shutdown(Duration::from_secs(5)));
     flushed.await.context("flushing the telemetry")?;
     result
+}
+
+/// A panic as a line of the log like any other, instead of text between them.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let why = text.unwrap_or_default();
+        let thread = std::thread::current();
+        let thread = thread.name().unwrap_or_default();
+        tracing::error!(place, thread, why, "panicked");
+    }));
 }
 
 async fn work(config: &Config, tracing: Tracing) -> anyhow::Result<()> {

@@ -19,7 +19,7 @@ pub(super) const MERCHANTS: [(&str, &str, u32); 6] = [
 ];
 
 /// Of the demonstration's merchants; others are left alone.
-const GROUP: &str = "demo";
+pub(super) const GROUP: &str = "demo";
 
 /// The rate-limiting merchant's limit, a little below its share of the default flow.
 const RATE_LIMIT: f64 = 8.0;

@@ -117,3 +117,51 @@ fn row(line: &Line) -> Row<'_> {
         Cell::from(line.last_error.as_str()),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+    use crate::dev::account::Account;
+
+    #[test]
+    fn the_table_has_a_line_for_each_merchant() {
+        let mut table = Table::new(Account::default(), "nats://127.0.0.1:4222");
+        table.elapsed = Duration::from_secs(12);
+        (table.accepted, table.finished) = (700, 650);
+        table.lines = vec![
+            Line {
+                merchant: "fast".to_owned(),
+                state: "open".to_owned(),
+                per_second: 30.04,
+                p50: Some(7),
+                p99: Some(12),
+                ..Line::default()
+            },
+            Line {
+                merchant: "hung".to_owned(),
+                state: "breaker".to_owned(),
+                backlog: 40,
+                in_flight: 1,
+                last_error: "timeout: no answer".to_owned(),
+                ..Line::default()
+            },
+        ];
+        let mut terminal = Terminal::new(TestBackend::new(100, 10)).unwrap();
+        terminal.draw(|frame| draw(frame, &table)).unwrap();
+        let screen = terminal.backend().to_string();
+        for text in [
+            "Expediter  12 s   accepted 700   finished 650",
+            "merchant       state         backlog  in flight deliv/s  p50 ms  p99 ms  last error",
+            "fast           open          0        0         30.0     7       12",
+            "hung           breaker       40       1         0.0      -       -       timeout: no answer",
+            "NATS at nats://127.0.0.1:4222   q or Ctrl-C ends",
+        ] {
+            assert!(screen.contains(text), "{text:?} is missing:\n{screen}");
+        }
+    }
+}

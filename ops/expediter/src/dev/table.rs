@@ -10,7 +10,7 @@ use super::account::{Account, Verdict};
 use super::fleet::MERCHANTS;
 use crate::node::RunningNode;
 
-/// Column names, and the least width at which each is worth showing.
+/// Column names, in order.
 pub(super) const COLUMNS: [&str; 8] = [
     "merchant",
     "state",

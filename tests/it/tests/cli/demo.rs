@@ -5,12 +5,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use expediter_harness::eventually;
+use expediter_harness::{World, eventually};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use super::{PATIENCE, signal};
+use super::{FAILED, OK, PATIENCE, Ran, signal};
 
 /// `expediter dev` with the pinned broker, without a terminal.
 fn dev(dir: &Path, args: &[&str]) -> Result<Command> {
@@ -137,5 +137,77 @@ async fn its_broker_dies_with_it() -> Result<()> {
     let dir = TempDir::new()?;
     let (mut child, _lines) = started(dir.path()).await?;
     child.kill().await?;
+    nothing_is_left(dir.path()).await
+}
+
+async fn finished(mut command: Command) -> Result<Ran> {
+    let output = tokio::time::timeout(PATIENCE, command.output());
+    let output = output.await.context("no end")??;
+    Ok(Ran {
+        code: output.status.code().context("killed")?,
+        out: String::from_utf8(output.stdout)?,
+        err: String::from_utf8(output.stderr)?,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_uses_a_running_server_that_nobody_else_uses() -> Result<()> {
+    let world = World::bare().await?;
+    let url = world.broker.url();
+    let args = ["--nats", &url, "--json", "--for", "4s", "--rate", "200"];
+    // Twice: its own merchants are there from the first time.
+    for _ in 0..2 {
+        let verdict = finished(dev(world.dir(), &args)?).await?.exits(OK)?;
+        let verdict = verdict.objects()?.pop().context("no object")?;
+        let figure = |key: &str| {
+            verdict[key]
+                .as_u64()
+                .with_context(|| format!("{key}: {verdict}"))
+        };
+        ensure!(
+            figure("lost")? == 0 && figure("accepted")? > 400,
+            "{verdict}"
+        );
+        let (finished, delivered) = (figure("finished")?, figure("delivered")?);
+        ensure!(
+            finished + figure("waiting")? == figure("accepted")?,
+            "{verdict}"
+        );
+        ensure!(delivered > 0 && delivered <= finished, "{verdict}");
+    }
+    world.register(&world.merchant("luigis")).await?;
+    finished(dev(world.dir(), &args)?)
+        .await?
+        .exits(FAILED)?
+        .tells(&["not the demonstration's (luigis)", "run without --nats"])?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_refuses_a_server_with_a_node_and_one_that_is_not_there() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("kitchen-1").start().await?;
+    let url = world.broker.url();
+    finished(dev(world.dir(), &["--nats", &url])?)
+        .await?
+        .exits(FAILED)?
+        .tells(&[&format!("a node works at {url}"), "run without --nats"])?;
+    ensure!(node.terminate(PATIENCE).await? == 0);
+
+    let absent = "nats://127.0.0.1:1";
+    finished(dev(world.dir(), &["--nats", absent])?)
+        .await?
+        .exits(FAILED)?
+        .tells(&["no connection to NATS", absent])?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_another_server_do_not_concern_its_own_broker() -> Result<()> {
+    let dir = TempDir::new()?;
+    let mut command = dev(dir.path(), &["--for", "2s", "--json"])?;
+    command.env("EXPEDITER_NATS_REPLICAS", "3");
+    command.env("EXPEDITER_NATS_TLS_REQUIRED", "true");
+    finished(command).await?.exits(OK)?.says(&["\"lost\":0"])?;
     nothing_is_left(dir.path()).await
 }
