@@ -33,7 +33,7 @@ pub(super) struct Line {
     pub(super) p50: Option<u32>,
     pub(super) p99: Option<u32>,
     pub(super) last_error: String,
-    delivered: u64,
+    pub(super) delivered: u64,
 }
 
 /// The rows of all merchants, in the fleet's order.
