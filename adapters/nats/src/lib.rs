@@ -51,4 +51,4 @@ pub use outcomes::{
 pub use partition::PartitionPhase;
 pub use publisher::{OrderPublisher, PendingAck, Published};
 pub use registry::{Registry, RegistryChange, RegistryEntry, ScopeEntry};
-pub use streams::{Topology, ensure, partitions};
+pub use streams::{Topology, ensure, largest_order, partitions};

@@ -107,6 +107,20 @@ pub async fn partitions(connection: &Connection) -> Result<u16, Error> {
         })
 }
 
+/// Bytes of the largest order that ORDERS takes, headers included.
+///
+/// # Errors
+/// There is no ORDERS.
+pub async fn largest_order(connection: &Connection) -> Result<usize, Error> {
+    let info = Broker::new(connection).info(subjects::ORDERS).await?;
+    let info = info.ok_or_else(|| Error::NoStream {
+        stream: subjects::ORDERS.to_owned(),
+    })?;
+    let whole = connection.client().server_info().max_payload;
+    let limit = usize::try_from(info.config.max_message_size).ok();
+    Ok(limit.filter(|limit| *limit > 0).unwrap_or(whole).min(whole))
+}
+
 struct Wanted {
     config: Config,
     /// 0: `chosen_bytes` for a new stream, anything for an existing one.

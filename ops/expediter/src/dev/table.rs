@@ -1,6 +1,6 @@
 //! What the demonstration shows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use expediter_core::partition::{HeldBy, MerchantRow, MerchantState};
@@ -21,6 +21,9 @@ pub(super) const COLUMNS: [&str; 8] = [
     "p99 ms",
     "last error",
 ];
+
+/// Rates are taken over this: long enough to be calm.
+const WINDOW: Duration = Duration::from_secs(3);
 
 /// One merchant's line.
 #[derive(Debug, Clone, Default)]
@@ -46,7 +49,8 @@ pub(super) struct Table {
     pub(super) elapsed: Duration,
     pub(super) accepted: u64,
     pub(super) finished: u64,
-    before: HashMap<String, (Instant, u64)>,
+    /// What was delivered when, over the newest [`WINDOW`].
+    before: HashMap<String, VecDeque<(Instant, u64)>>,
 }
 
 impl Table {
@@ -90,17 +94,14 @@ impl Table {
         let at = |share: usize| latencies.get((latencies.len().saturating_sub(1)) * share / 100);
         (line.p50, line.p99) = (at(50).copied(), at(99).copied());
         let now = Instant::now();
-        let (since, count) = self
-            .before
-            .entry(id.to_owned())
-            .or_insert((now, row.delivered));
-        let seconds = now.duration_since(*since).as_secs_f64();
-        if seconds > 0.0 {
-            line.per_second = row.delivered.saturating_sub(*count) as f64 / seconds;
+        let samples = self.before.entry(id.to_owned()).or_default();
+        samples.push_back((now, row.delivered));
+        while samples.len() > 2 && now.duration_since(samples[1].0) >= WINDOW {
+            samples.pop_front();
         }
-        // A window of about two seconds: long enough to be calm.
-        if seconds > 2.0 {
-            (*since, *count) = (now, row.delivered);
+        if let Some((since, count)) = samples.front().filter(|(since, _)| *since < now) {
+            let seconds = now.duration_since(*since).as_secs_f64();
+            line.per_second = row.delivered.saturating_sub(*count) as f64 / seconds;
         }
         line
     }

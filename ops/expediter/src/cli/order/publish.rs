@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use expediter_nats::{Connection, OrderPublisher, Published, Registry, partitions};
+use expediter_nats::{Connection, OrderPublisher, Published, Registry, largest_order, partitions};
 use expediter_types::{MerchantId, OrderId};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -99,7 +99,7 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let connection = global.connect().await?;
     partitions(&connection).await?;
     warn_if_unknown(&connection, &args.merchant).await?;
-    let largest = connection.client().server_info().max_payload;
+    let largest = largest_order(&connection).await?;
     let input = Input {
         files: args.files.clone(),
         lines: args.ndjson,
