@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{NodeLog, eventually};
@@ -315,6 +315,23 @@ impl NodeProcess {
         self.child().as_ref().map(Child::id)
     }
 
+    /// Sets how many files it may open from now on; what is open stays so. Gives the limit before.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn limit_open_files(&self, limit: u64) -> Result<u64> {
+        let pid = self.process_id()?;
+        let before = rustix::process::prlimit(
+            Some(pid),
+            Resource::Nofile,
+            Rlimit {
+                current: Some(limit),
+                maximum: getrlimit(Resource::Nofile).maximum,
+            },
+        )?;
+        Ok(before.current.unwrap_or(u64::MAX))
+    }
+
     /// What it wrote so far, over all its runs.
     #[must_use]
     pub fn log(&self) -> NodeLog {
@@ -346,11 +363,14 @@ impl NodeProcess {
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(rustix::process::kill_process(self.process_id()?, signal)?)
+    }
+
+    fn process_id(&self) -> Result<Pid> {
         let pid = self
             .pid()
             .with_context(|| format!("{} does not run", self.name))?;
-        let pid = Pid::from_raw(i32::try_from(pid)?).context("not a process id")?;
-        Ok(rustix::process::kill_process(pid, signal)?)
+        Pid::from_raw(i32::try_from(pid)?).context("not a process id")
     }
 
     fn child(&self) -> MutexGuard<'_, Option<Child>> {

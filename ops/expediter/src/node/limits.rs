@@ -22,6 +22,8 @@ pub(crate) fn raise_open_files(wanted: u64, in_flight: usize) -> anyhow::Result<
         }
     }
     let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    // A lower wish does not lower the limit, and is kept to all the same.
+    let allowed = allowed.min(target);
     let needed = in_flight as u64 + RESERVE;
     anyhow::ensure!(
         needed <= allowed,

@@ -1,7 +1,12 @@
 //! Settings, and everything that works without a broker.
 
-use anyhow::{Result, ensure};
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, ensure};
+use expediter_harness::eventually;
 use tempfile::TempDir;
+use tokio::process::Command;
 
 use super::{FAILED, OK, USAGE, run_in};
 
@@ -54,7 +59,7 @@ async fn a_typo_is_found_with_its_place_and_a_suggestion() -> Result<()> {
 #[tokio::test]
 async fn the_environment_is_checked_like_the_file() -> Result<()> {
     let dir = TempDir::new()?;
-    let mut command = super::command(dir.path())?;
+    let command = super::command(dir.path())?;
     let refused = command
         .args(["merchant", "list"])
         .env("EXPEDITER_NODE_NMAE", "x")
@@ -151,3 +156,81 @@ async fn help_version_and_completion_are_there() -> Result<()> {
 }
 
 const MERCHANT: &str = "[[merchant]]\nid = \"luigis\"\nadapter = { url = \"https://a.example\" }\n";
+
+/// `expediter serve` under these limits of open files, with these settings.
+fn serve_with_files(
+    dir: &Path,
+    soft: u32,
+    hard: u32,
+    settings: &[(&str, &str)],
+) -> Result<Command> {
+    let mut command = super::command(dir)?;
+    let binary = command.as_std().get_program().to_owned();
+    let mut shell = Command::new("sh");
+    shell
+        .arg("-c")
+        .arg(format!(
+            "ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" serve"
+        ))
+        .arg(binary)
+        .current_dir(dir)
+        .env("EXPEDITER_NODE_DATA_DIR", dir.join("data"))
+        .env("EXPEDITER_NODE_LISTEN", "127.0.0.1:0")
+        .env("EXPEDITER_NATS_SERVERS", "nats://127.0.0.1:1")
+        .envs(settings.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    Ok(shell)
+}
+
+#[tokio::test]
+async fn more_attempts_than_open_files_are_refused() -> Result<()> {
+    let dir = TempDir::new()?;
+    for (settings, told) in [
+        (
+            &[("EXPEDITER_NODE_IN_FLIGHT", "5000")][..],
+            "node.in_flight = 5000 needs 5256 open files, but the limit is 1000: lower \
+             node.in_flight to 744",
+        ),
+        (
+            &[
+                ("EXPEDITER_NODE_IN_FLIGHT", "500"),
+                ("EXPEDITER_NODE_OPEN_FILES", "600"),
+            ],
+            "node.in_flight = 500 needs 756 open files, but the limit is 600",
+        ),
+    ] {
+        let refused = serve_with_files(dir.path(), 300, 1_000, settings)?.output();
+        let refused = tokio::time::timeout(super::PATIENCE, refused).await??;
+        let err = String::from_utf8(refused.stderr)?;
+        ensure!(refused.status.code() == Some(FAILED), "{err}");
+        ensure!(err.contains(told), "{told:?} is missing: {err}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_limit_of_open_files_is_raised_as_far_as_asked() -> Result<()> {
+    let dir = TempDir::new()?;
+    for (wanted, raised) in [("0", "1000"), ("700", "700")] {
+        let settings = [
+            ("EXPEDITER_NODE_IN_FLIGHT", "400"),
+            ("EXPEDITER_NODE_OPEN_FILES", wanted),
+        ];
+        let mut node = serve_with_files(dir.path(), 300, 1_000, &settings)?.spawn()?;
+        let limits = format!("/proc/{}/limits", node.id().context("it runs")?);
+        eventually("the limit is raised", super::PATIENCE, || async {
+            let limits = std::fs::read_to_string(&limits)?;
+            let line = limits
+                .lines()
+                .find(|line| line.starts_with("Max open files"));
+            let soft = line.and_then(|line| line.split_whitespace().nth(3));
+            Ok((soft == Some(raised)).then_some(()))
+        })
+        .await?;
+        node.kill().await?;
+    }
+    Ok(())
+}

@@ -10,20 +10,12 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use super::{FAILED, OK, PATIENCE, Ran, signal};
+use super::{FAILED, OK, PATIENCE, finished, signal};
 
 /// `expediter dev` with the pinned broker, without a terminal.
 fn dev(dir: &Path, args: &[&str]) -> Result<Command> {
     let mut command = super::command(dir)?;
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/bin");
-    let mut path = vec![tools];
-    if let Some(server) = std::env::var_os("EXPEDITER_TEST_NATS_SERVER") {
-        path.extend(Path::new(&server).parent().map(Path::to_owned));
-    }
-    path.extend(std::env::split_paths(
-        &std::env::var_os("PATH").unwrap_or_default(),
-    ));
-    command.env("PATH", std::env::join_paths(path)?);
+    command.env("PATH", super::path_with_broker()?);
     command
         .args(["dev", "--data-dir"])
         .arg(dir.join("data"))
@@ -138,16 +130,6 @@ async fn its_broker_dies_with_it() -> Result<()> {
     let (mut child, _lines) = started(dir.path()).await?;
     child.kill().await?;
     nothing_is_left(dir.path()).await
-}
-
-async fn finished(mut command: Command) -> Result<Ran> {
-    let output = tokio::time::timeout(PATIENCE, command.output());
-    let output = output.await.context("no end")??;
-    Ok(Ran {
-        code: output.status.code().context("killed")?,
-        out: String::from_utf8(output.stdout)?,
-        err: String::from_utf8(output.stderr)?,
-    })
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,11 +2,13 @@
 //! exit codes that mean something.
 
 mod audit;
+mod bench;
 mod config;
 mod deadletters;
 mod demo;
 mod holds;
 mod jobs;
+mod just;
 mod merchants;
 mod orders;
 mod removal;
@@ -15,6 +17,7 @@ mod runbooks;
 mod scopes;
 mod top;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -102,6 +105,30 @@ fn command(dir: &Path) -> Result<Command> {
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     Ok(command)
+}
+
+/// With the broker for verbs that start one.
+fn path_with_broker() -> Result<OsString> {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/bin");
+    let mut path = vec![tools];
+    if let Some(server) = std::env::var_os("EXPEDITER_TEST_NATS_SERVER") {
+        path.extend(Path::new(&server).parent().map(Path::to_owned));
+    }
+    path.extend(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    ));
+    Ok(std::env::join_paths(path)?)
+}
+
+/// Runs a command to its end.
+async fn finished(mut command: Command) -> Result<Ran> {
+    let output = tokio::time::timeout(PATIENCE, command.output());
+    let output = output.await.context("no end")??;
+    Ok(Ran {
+        code: output.status.code().context("killed")?,
+        out: String::from_utf8(output.stdout)?,
+        err: String::from_utf8(output.stderr)?,
+    })
 }
 
 /// Runs a verb in a directory; `input` goes to stdin.

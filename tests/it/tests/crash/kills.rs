@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use expediter_harness::{Verdict, World};
 
-use super::{long_tests, shop};
+use super::shop;
 
 /// Kills and restarts the node so often while orders come, then lets everything drain and judges.
 async fn kill_loop(kills: u32, per_second: u32, drain: Duration) -> Result<Verdict> {
@@ -46,10 +46,8 @@ async fn killed_again_and_again() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: just test-long"]
 async fn long_killed_fifty_times() -> Result<()> {
-    if !long_tests() {
-        return Ok(());
-    }
     kill_loop(50, 400, Duration::from_secs(120)).await?;
     Ok(())
 }

@@ -12,8 +12,3 @@ mod rates;
 mod scale;
 mod shop;
 mod store;
-
-/// Tests of minutes run only when asked for.
-pub(crate) fn long_tests() -> bool {
-    std::env::var_os("EXPEDITER_TEST_LONG").is_some()
-}

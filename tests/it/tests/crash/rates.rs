@@ -5,8 +5,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use expediter_harness::{NodeProcess, World, eventually};
 
-use super::long_tests;
-
 const RATE: f64 = 50.0;
 const BURST: u32 = 5;
 /// An attempt that was late on its way makes the next one look early, in seconds.
@@ -66,10 +64,8 @@ async fn owns(node: &NodeProcess) -> Result<bool> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: just test-long"]
 async fn long_a_rate_holds_over_a_kill_and_a_takeover() -> Result<()> {
-    if !long_tests() {
-        return Ok(());
-    }
     let world = World::with(1).await?;
     let mut first = world.node("first").start().await?;
     let mut merchant = world.merchant("luigis");

@@ -6,16 +6,12 @@ use anyhow::{Result, ensure};
 use expediter_fleet::merchants::Behaviour;
 use expediter_harness::{NewOrder, NodeProcess, Publisher, World};
 
-use super::long_tests;
-
 const MERCHANTS: usize = 100_000;
 const BUSY: usize = 1_000;
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: just test-long"]
 async fn long_a_hundred_thousand_merchants() -> Result<()> {
-    if !long_tests() {
-        return Ok(());
-    }
     let world = World::with(16).await?;
     let registered = Instant::now();
     for chunk in (0..MERCHANTS).collect::<Vec<_>>().chunks(256) {
@@ -54,10 +50,8 @@ async fn long_a_hundred_thousand_merchants() -> Result<()> {
 /// What a hung merchant does not take waits on disk: it costs little memory, delays nobody, neither
 /// while it grows nor after a kill, and drains at the merchant's limit once it is back.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: just test-long"]
 async fn long_a_million_orders_wait() -> Result<()> {
-    if !long_tests() {
-        return Ok(());
-    }
     const ORDERS: u64 = 1_000_000;
     const DRAIN_PER_SECOND: f64 = 2_000.0;
     let hour = Duration::from_secs(3_600);

@@ -347,10 +347,8 @@ async fn another_schedule_begins_anew_and_a_job_that_is_gone_is_forgotten() -> R
 
 /// A minute after the other, through a crash and a hand-over.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: just test-long"]
 async fn long_each_minute_is_one_order() -> Result<()> {
-    if std::env::var_os("EXPEDITER_TEST_LONG").is_none() {
-        return Ok(());
-    }
     let world = World::start().await?;
     let minutely = job("tick", "* * * * *", Missed::All);
     let first = world.node("first").start().await?;

@@ -20,6 +20,7 @@ mod scheduled;
 mod secrets;
 mod secure;
 mod shared;
+mod traces;
 mod unknown;
 
 use std::time::Duration;

@@ -167,10 +167,8 @@ async fn finished_orders_leave_the_log() -> Result<()> {
 /// One merchant that does not finish anything keeps its own orders in the log, not the others', when
 /// the log has little room left.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: just test-long"]
 async fn long_a_stuck_merchant_does_not_keep_the_log() -> Result<()> {
-    if std::env::var_os("EXPEDITER_TEST_LONG").is_none() {
-        return Ok(());
-    }
     let world = World::bare().await?;
     let node = world.node("node").set("orders.mark_every", "500ms");
     // Small enough that the log is soon short of room.
@@ -229,5 +227,40 @@ async fn a_node_stops_in_order() -> Result<()> {
         verdict.delivered == 20 && verdict.repeated == 0,
         "{verdict:?}"
     );
+    node.check(&[]).await
+}
+
+/// Without a free file descriptor no attempt can begin. That is no fault of the merchant or its
+/// order: no attempt is used, the node says that it is not ready, and goes on by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_cannot_connect_by_its_own_fault_is_not_ready() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    let mut merchant = world.merchant("luigis");
+    merchant.retry.max_attempts = 1;
+    world.register(&merchant).await?;
+    // The registration is followed before there are no more files.
+    super::gauge(&node, "expediter_merchants_registered", 1.0).await?;
+    let usual = node.limit_open_files(3)?;
+    world.publish("luigis", 3).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    node.limit_open_files(usual)?;
+    let (status, page) = node.get("/readyz").await?;
+    ensure!(
+        status == 503 && page.contains("own fault"),
+        "{status} {page}"
+    );
+    node.wait_ready(Duration::from_secs(15)).await?;
+    world.settled(SOON).await?;
+    // With one attempt an order, all are delivered: the ones that could not begin did not count.
+    let verdict = world.oracle().judge().await?;
+    ensure!(
+        verdict.delivered == 3 && verdict.repeated == 0,
+        "{verdict:?}"
+    );
+    let local = node
+        .metric("expediter_attempts_total{class=\"local\"}")
+        .await?;
+    ensure!(local >= 1.0, "{local}");
     node.check(&[]).await
 }

@@ -10,14 +10,12 @@ use expediter_wire::Rfc3339;
 /// A multitude becomes due in one second: nothing goes early, and two seconds later each merchant is
 /// as busy as its limit allows.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: just test-long"]
 async fn long_a_hundred_thousand_orders_become_due_at_once() -> Result<()> {
     const MERCHANTS: usize = 200;
     const ORDERS: usize = 100_000;
     const CONCURRENCY: u32 = 16;
     const LATENCY: Duration = Duration::from_millis(500);
-    if !crate::crash::long_tests() {
-        return Ok(());
-    }
     let world = World::with(16).await?;
     world.fleet.set_default(Behaviour {
         latency: LATENCY,
