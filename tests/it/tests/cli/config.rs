@@ -59,7 +59,7 @@ async fn a_typo_is_found_with_its_place_and_a_suggestion() -> Result<()> {
 #[tokio::test]
 async fn the_environment_is_checked_like_the_file() -> Result<()> {
     let dir = TempDir::new()?;
-    let command = super::command(dir.path())?;
+    let mut command = super::command(dir.path())?;
     let refused = command
         .args(["merchant", "list"])
         .env("EXPEDITER_NODE_NMAE", "x")
@@ -164,7 +164,7 @@ fn serve_with_files(
     hard: u32,
     settings: &[(&str, &str)],
 ) -> Result<Command> {
-    let mut command = super::command(dir)?;
+    let command = super::command(dir)?;
     let binary = command.as_std().get_program().to_owned();
     let mut shell = Command::new("sh");
     shell
