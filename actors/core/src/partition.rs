@@ -251,6 +251,8 @@ pub struct PartitionMachine {
     doubted: HashMap<(MerchantId, OrderId), UnixMillis>,
     /// Attempts of unfinished orders, for the mark; bounded.
     attempted: BTreeMap<Seq, AttemptCount>,
+    /// Orders of the store, and the younger one of the same id that was sent before they were known.
+    superseded: HashMap<Seq, (Seq, intake::Closure)>,
     /// What the former owner knew about orders that this store does not have.
     inherited: HashMap<Seq, AttemptCount>,
     /// This owner began then.
@@ -381,6 +383,7 @@ impl PartitionMachine {
             doubts,
             doubted,
             attempted: BTreeMap::new(),
+            superseded: HashMap::new(),
             inherited: if trusted {
                 HashMap::new()
             } else {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use expediter_types::{
-    DeadReason, Envelope, Idempotency, MerchantId, Now, OrderId, Origin, OutcomeKind, Seq,
-    UnixMillis,
+    AttemptCount, DeadReason, Envelope, Idempotency, MerchantId, Now, OrderId, Origin, OutcomeKind,
+    Seq, UnixMillis,
 };
 
 use super::writer::Why;
@@ -13,6 +13,15 @@ use crate::ledger::Taken;
 use crate::repeats::{self, Verdict};
 use crate::store::Repeat;
 use crate::{IntakeSource, LogMessage, Order, OrderState, Stored, Undecodable, payload_hash};
+
+/// Why an order closes whose id stands at another sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Closure {
+    /// It is the same order.
+    Repeat,
+    /// It is another order.
+    Conflict,
+}
 
 impl PartitionMachine {
     /// Messages of the partition, in sequence. `pending_none_below`: nothing of the partition is
@@ -65,40 +74,88 @@ impl PartitionMachine {
     }
 
     /// A stored order comes by again. When another one of its id was read only now, because the
-    /// fresh tail had been quicker, the younger one closes after all, unless it was tried.
+    /// fresh tail had been quicker, the younger one closes after all; the older one does where the
+    /// younger is on its way by then.
     fn note_again(&mut self, order: &Arc<Order>, now: Now) {
-        let (first, kind) = match self.repeats.check(repeat_of(order)) {
-            Verdict::New => return,
-            Verdict::Repeat(first) => (first, OutcomeKind::Duplicate),
-            Verdict::Conflict(first) => (first, OutcomeKind::DeadLettered(DeadReason::IdConflict)),
-        };
         let seq = order.seq;
+        let (first, closure) = match self.repeats.check(repeat_of(order)) {
+            Verdict::New => return,
+            Verdict::Repeat(first) => (first, Closure::Repeat),
+            Verdict::Conflict(first) => (first, Closure::Conflict),
+        };
         if first > seq && self.ledger.is_open(first) && !self.may_be_tried(first) {
             // This is the older one; the other closes when it comes by again.
-            return self.repeats.replace(repeat_of(order));
+            self.repeats.replace(repeat_of(order));
+        } else if self.closes_unsent(seq) {
+            self.close_stored(order, closure, first, now);
+        } else if self.window.contains_key(&seq)
+            && self.ledger.is_open(first)
+            && self.closes_unsent(first)
+        {
+            // The older one closes when it is loaded.
+            self.superseded.insert(first, (seq, closure));
         }
-        if self.may_be_tried(seq) {
-            return;
+    }
+
+    /// Closes an order of the store that a younger one of its id went before; false: it goes itself.
+    pub(super) fn closed_as_superseded(&mut self, order: &Arc<Order>, now: Now) -> bool {
+        let Some((younger, closure)) = self.superseded.remove(&order.seq) else {
+            return false;
+        };
+        let closes = self.closes_unsent(order.seq);
+        if closes {
+            self.close_stored(order, closure, younger, now);
         }
-        let (state, deadline) = (OrderState::default(), order.envelope.created);
-        let order = Arc::clone(order);
+        closes
+    }
+
+    /// It may end for another one of its id: nothing of it is on the way. A former owner may have
+    /// tried it, but under the key that the other one is sent with.
+    fn closes_unsent(&self, seq: Seq) -> bool {
+        let ambiguous = |count: &AttemptCount| count.ambiguous;
+        !self.is_tried_here(seq) && !self.attempted.get(&seq).is_some_and(ambiguous)
+    }
+
+    fn close_stored(&mut self, order: &Arc<Order>, closure: Closure, other: Seq, now: Now) {
         self.take_unloaded(&order.envelope.merchant);
         let stored = Stored {
-            order,
-            state,
-            deadline,
+            order: Arc::clone(order),
+            state: OrderState::default(),
+            deadline: order.envelope.created,
         };
-        let why = match kind {
-            OutcomeKind::Duplicate => format!("the same order stands at sequence {first}"),
-            _ => format!("the id was used at sequence {first} with another payload"),
+        self.close_repeat(stored, true, closure, other, now);
+    }
+
+    /// The id stands at another sequence.
+    fn close_repeat(
+        &mut self,
+        stored: Stored,
+        in_store: bool,
+        closure: Closure,
+        other: Seq,
+        now: Now,
+    ) {
+        let (kind, why) = match closure {
+            Closure::Repeat => (
+                OutcomeKind::Duplicate,
+                format!("the same order stands at sequence {other}"),
+            ),
+            Closure::Conflict => (
+                OutcomeKind::DeadLettered(DeadReason::IdConflict),
+                format!("the id was used at sequence {other} with another payload"),
+            ),
         };
-        self.conclude(stored, true, kind, Why::from(why), now);
+        self.conclude(stored, in_store, kind, Why::from(why), now);
     }
 
     fn may_be_tried(&self, seq: Seq) -> bool {
+        self.is_tried_here(seq) || self.attempted.contains_key(&seq)
+    }
+
+    /// Its end, or what a former owner left of it, is decided by its own attempts.
+    fn is_tried_here(&self, seq: Seq) -> bool {
         self.window.contains_key(&seq)
             || self.finishing.contains_key(&seq)
-            || self.attempted.contains_key(&seq)
             || self.doubts.contains_key(&seq)
     }
 
@@ -129,13 +186,10 @@ impl PartitionMachine {
         match verdict {
             Verdict::New => {}
             Verdict::Repeat(first) => {
-                let why = Why::from(format!("the same order stands at sequence {first}"));
-                return self.conclude(stored, false, OutcomeKind::Duplicate, why, now);
+                return self.close_repeat(stored, false, Closure::Repeat, first, now);
             }
             Verdict::Conflict(first) => {
-                let why = format!("the id was used at sequence {first} with another payload");
-                let kind = OutcomeKind::DeadLettered(DeadReason::IdConflict);
-                return self.conclude(stored, false, kind, Why::from(why), now);
+                return self.close_repeat(stored, false, Closure::Conflict, first, now);
             }
         }
         self.parked.note(&stored.order);

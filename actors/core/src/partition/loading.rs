@@ -415,6 +415,9 @@ impl PartitionMachine {
             }
             return;
         }
+        if self.closed_as_superseded(&stored.order, now) {
+            return;
+        }
         if self.settle_doubt(&mut stored, &merchant, now) {
             let in_store = true;
             self.take_unloaded(&id);

@@ -243,6 +243,7 @@ impl PartitionMachine {
             self.parked.park(&order);
         }
         self.cancelling.remove(&seq);
+        self.superseded.remove(&seq);
         if let Some(backlog) = self.backlogs.get_mut(&merchant) {
             backlog.finishing += 1;
             if in_store {
