@@ -1,6 +1,7 @@
 //! The promises as names, so that a broken one says which.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// A promise of the product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,9 +55,23 @@ impl Promise {
 
 static VIOLATIONS: [AtomicU64; Promise::ALL.len()] = [const { AtomicU64::new(0) }; 8];
 
-/// Counts a violation; [`check_invariant!`](crate::check_invariant) calls it in release builds.
-pub fn violated(promise: Promise) {
+/// What was seen and not told yet; the count goes on when it is full.
+static SEEN: Mutex<Vec<(Promise, String)>> = Mutex::new(Vec::new());
+const MOST_SEEN: usize = 64;
+
+/// Counts a violation and keeps its words for the log; [`check_invariant!`](crate::check_invariant)
+/// calls it.
+pub fn violated(promise: Promise, what: std::fmt::Arguments<'_>) {
     VIOLATIONS[promise as usize].fetch_add(1, Ordering::Relaxed);
+    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if seen.len() < MOST_SEEN {
+        seen.push((promise, what.to_string()));
+    }
+}
+
+/// The words of the violations since the last call, 64 of them at most.
+pub fn take_seen() -> Vec<(Promise, String)> {
+    std::mem::take(&mut *SEEN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Violations of this promise since the process started.
@@ -70,7 +85,10 @@ pub fn violations(promise: Promise) -> u64 {
 macro_rules! check_invariant {
     ($promise:ident, $holds:expr, $($what:tt)+) => {
         if !$holds {
-            $crate::invariants::violated($crate::invariants::Promise::$promise);
+            $crate::invariants::violated(
+                $crate::invariants::Promise::$promise,
+                format_args!($($what)+),
+            );
             if cfg!(debug_assertions) {
                 panic!(
                     "{} is broken: {}",
@@ -80,4 +98,22 @@ macro_rules! check_invariant {
             }
         }
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_violation_is_counted_and_told_once() {
+        let before = violations(Promise::Dur1);
+        for n in 0..MOST_SEEN + 9 {
+            violated(Promise::Dur1, format_args!("order {n}"));
+        }
+        assert_eq!(violations(Promise::Dur1), before + MOST_SEEN as u64 + 9);
+        let seen = take_seen();
+        assert_eq!(seen.len(), MOST_SEEN);
+        assert_eq!(seen[7], (Promise::Dur1, "order 7".to_owned()));
+        assert!(take_seen().is_empty());
+    }
 }

@@ -14,6 +14,7 @@ use super::limits::{Rates, Ready};
 use super::schedule::Pace;
 use super::select::{Contest, Rank};
 use super::{Accepting, Closure, Effect, Next, Offer, SHORT_CLOSURE, Wait, expiry, millis};
+use crate::check_invariant;
 use crate::quota::Quotas;
 
 #[derive(Debug, Clone, Copy)]
@@ -331,6 +332,7 @@ impl MerchantMachine {
         if !self.withdraw(seq) {
             return None;
         }
+        self.check_start(seq, now);
         let slot = self.slots.get_mut(&seq)?;
         let number = slot.offer.attempts + 1;
         slot.running = Some(number);
@@ -352,6 +354,40 @@ impl MerchantMachine {
             self.concurrency.reached();
         }
         Some(number)
+    }
+
+    /// The last look at the promises before a request leaves, apart from how it was chosen.
+    fn check_start(&self, seq: Seq, now: Now) {
+        check_invariant!(
+            Ord3,
+            !self.forgotten(seq, now),
+            "order {seq} is sent again, and merchant {} would not know it again",
+            self.merchant.id
+        );
+        let concurrency = self.concurrency();
+        check_invariant!(
+            Rate1,
+            self.running < concurrency,
+            "order {seq} starts beside {} of {concurrency} attempts at merchant {}",
+            self.running,
+            self.merchant.id
+        );
+        check_invariant!(
+            Rate1,
+            self.rates.ready_at(now.mono).at <= now.mono,
+            "order {seq} starts before the rate of merchant {} lets it go",
+            self.merchant.id
+        );
+        let key = self.slots.get(&seq).and_then(|slot| slot.offer.key);
+        if let Some(queue) = key.and_then(|key| self.keys.get(&key)) {
+            let waits = |seq: &Seq| self.slots.get(seq).is_some_and(|s| s.running.is_none());
+            check_invariant!(
+                Ord4,
+                queue.front() == Some(&seq) && (self.running == 0 || queue.iter().all(waits)),
+                "order {seq} starts before an older one of its key at merchant {}",
+                self.merchant.id
+            );
+        }
     }
 
     /// The oldest order of a key may start, unless one of them runs.

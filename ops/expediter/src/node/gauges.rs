@@ -41,6 +41,9 @@ impl<S: MerchantStore> Gauges<S> {
         loop {
             every.tick().await;
             self.refresh();
+            for (promise, what) in expediter_core::invariants::take_seen() {
+                tracing::error!(promise = promise.as_str(), "a promise is broken: {what}");
+            }
         }
     }
 
