@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use expediter_nats::{Connection, Error, Registry, partitions, request};
 use expediter_types::Partition;
 use expediter_wire::control::{ControlRequest, encode_request};
@@ -20,7 +19,7 @@ pub(super) async fn check(connection: &Connection, url: &str) -> anyhow::Result<
         Err(Error::NoStream { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    let question = Bytes::from(encode_request(&ControlRequest::PartitionStatus));
+    let question = encode_request(&ControlRequest::PartitionStatus);
     for partition in (0..partitions).map(Partition) {
         let answer = request(connection, partition, question.clone(), PATIENCE).await;
         anyhow::ensure!(

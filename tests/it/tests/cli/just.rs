@@ -109,20 +109,21 @@ fn what_is_installed_is_used_without_asking_anybody() -> Result<()> {
 fn pin(tool: &str) -> Result<String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ops/just");
     let script = std::fs::read_to_string(file)?;
-    let from = script
-        .find(&format!("name=\"{tool}\""))
-        .context("the tool")?;
-    let quoted = |after: &str| {
-        let at = script[from..].find(after)? + from + after.len();
-        let rest = script[at..].split('"').nth(1)?;
-        Some(rest.to_owned())
+    let after = |text: &str, mark: &str| {
+        let (_, rest) = text.split_once(mark).with_context(|| mark.to_owned())?;
+        anyhow::Ok(rest.to_owned())
     };
-    let version = quoted("version=").context("a version")?;
+    let quoted = |text: &str, nth: usize| {
+        let found = text.split('"').nth(nth).context("a text")?;
+        anyhow::Ok(found.to_owned())
+    };
+    let entry = after(&script, &format!("name=\"{tool}\""))?;
+    let version = quoted(&after(&entry, "version=")?, 1)?;
     let machine = format!("\"{}\": (", std::env::consts::ARCH);
-    let at = script[from..].find(&machine).context("this machine")? + from + machine.len();
-    let hash = script[at..].split('"').nth(3).context("a hash")?;
+    let hash = quoted(&after(&entry, &machine)?, 3)?;
     ensure!(hash.len() == 64, "{hash}");
-    Ok(format!("{tool}-{version}-{}", &hash[..12]))
+    let start: String = hash.chars().take(12).collect();
+    Ok(format!("{tool}-{version}-{start}"))
 }
 
 #[test]

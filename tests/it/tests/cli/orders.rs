@@ -104,7 +104,8 @@ async fn what_a_node_would_refuse_is_refused_before() -> Result<()> {
         .await?
         .exits(FAILED)?
         .tells(&["larger than the 978944 bytes"])?;
-    feed(&world, &publish, &large[..978_944]).await?.exits(OK)?;
+    let fits = "x".repeat(978_944);
+    feed(&world, &publish, &fits).await?.exits(OK)?;
     // Nobody registered it: that is worth a word, and no reason to refuse.
     let fine = feed(&world, &publish, "{}").await?.exits(OK)?;
     fine.tells(&["warning", "luigis"])?;
