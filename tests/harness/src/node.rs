@@ -338,7 +338,7 @@ impl NodeProcess {
         NodeLog::read(&self.log)
     }
 
-    /// The node says of itself that nothing is wrong: no unexpected ERROR in its log, no panic, no
+    /// The node says of itself that nothing is wrong: no unexpected WARN or ERROR in its log, no panic, no
     /// violated invariant, every order accounted for.
     ///
     /// # Errors

@@ -49,6 +49,57 @@ async fn a_panic_restarts_one_merchant_and_its_attempts_are_adopted() {
     );
 }
 
+/// Every 25th step of the actors panics, every fifth order is first refused for a moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn order_is_kept_over_panics_and_retries() {
+    let steps = AtomicU32::new(0);
+    let panics = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&panics);
+    let mut options = with_hook(move |_, _| {
+        if steps.fetch_add(1, Ordering::Relaxed) % 25 == 24 {
+            count.fetch_add(1, Ordering::Relaxed);
+            panic!("provoked");
+        }
+    });
+    // Each counts alone: the next actor comes soon.
+    options.partition.panic_window = 1_000;
+    let (mut whole, mut keyed) = (merchant("whole"), merchant("keyed"));
+    whole.limits.ordering = expediter_types::Ordering::Merchant;
+    keyed.limits.ordering = expediter_types::Ordering::Order;
+    let world = World::new(vec![whole, keyed], options, |request| {
+        let refused = request.order.seq % 5 == 0 && request.number == 1;
+        let class = if refused {
+            AttemptClass::Retry
+        } else {
+            AttemptClass::Delivered
+        };
+        (class, Duration::from_millis(2))
+    })
+    .await;
+    world.publish("whole", 60).await;
+    let key = |seq| Some(format!("table {}", seq % 3));
+    world.publish_keyed("keyed", 60, key).await;
+    world.finished(120).await;
+    assert!(panics.load(Ordering::Relaxed) > 5);
+
+    let mut last: HashMap<(MerchantId, u64), (u64, u32)> = HashMap::new();
+    for (id, seq, number) in world.courier.sent.lock().unwrap().iter() {
+        let lane = if id.as_str() == "keyed" { seq % 3 } else { 0 };
+        let before = last.insert((id.clone(), lane), (*seq, *number));
+        // Each goes after the one before it, or is the same one again.
+        assert!(
+            before < Some((*seq, *number)),
+            "{id} {seq} {number} after {before:?}"
+        );
+    }
+    let outcomes = world.log.outcomes();
+    assert!(
+        outcomes
+            .values()
+            .all(|kind| *kind == OutcomeKind::Delivered)
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_panics_twice_is_decided_by_its_class() {
     let poison = 5;

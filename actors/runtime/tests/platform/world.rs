@@ -208,6 +208,16 @@ impl World {
 
     /// Puts orders into the log.
     pub(crate) async fn publish(&self, merchant: &str, count: u64) -> Vec<Seq> {
+        self.publish_keyed(merchant, count, |_| None).await
+    }
+
+    /// Puts orders into the log, with keys by their sequences.
+    pub(crate) async fn publish_keyed(
+        &self,
+        merchant: &str,
+        count: u64,
+        key: impl Fn(Seq) -> Option<String>,
+    ) -> Vec<Seq> {
         let now = Clock::now().wall;
         let mut messages = Vec::new();
         for _ in 0..count {
@@ -220,7 +230,7 @@ impl World {
                 created: now,
                 deadline: None,
                 not_before: None,
-                key: None,
+                key: key(seq).map(Arc::from),
                 priority: expediter_types::Priority::Normal,
                 event_type: None,
                 source: None,

@@ -130,6 +130,8 @@ catalogue! {
         "Partitions stopped because another claim stands.";
     intake_gaps: Counter, "expediter_intake_gaps_total", "gaps",
         "Times a reader was made anew because messages were missing or late.";
+    slow_consumers: Counter, "expediter_nats_slow_consumers_total", "drops",
+        "Times a subscription was full and messages were dropped; what reads the log notices and reads again.";
     outcome_records: Counter, "expediter_outcome_records_total", "records",
         "Records confirmed by OUTCOMES; one holds a group of outcomes.";
     outcome_publish: Histogram, "expediter_outcome_publish_seconds", "seconds",

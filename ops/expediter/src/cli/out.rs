@@ -41,13 +41,13 @@ impl Out {
         self.flush()
     }
 
-    /// One line of JSON, at once.
     /// As they are, nothing added.
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.writer.write_all(bytes)?;
         self.flush()
     }
 
+    /// One line of JSON, at once.
     pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Error> {
         self.buffer_json(value)?;
         self.flush()

@@ -45,7 +45,7 @@ pub(crate) struct Node {
     pub(crate) data_dir: PathBuf,
     pub(crate) listen: SocketAddr,
     pub(crate) drain_deadline: Duration,
-    /// 0: one for each core.
+    /// 0: one for each two cores.
     pub(crate) shards: usize,
     pub(crate) in_flight: usize,
     /// `None`: unlimited.

@@ -165,6 +165,10 @@ impl NodeEvents for Events {
         self.metrics.intake_gaps.inc();
     }
 
+    fn slow_consumer(&self) {
+        self.metrics.slow_consumers.inc();
+    }
+
     fn incarnation(&self, _partition: Partition) {
         self.metrics.log_incarnation_changes.inc();
         self.metrics.alarms.of(Alarm::LogLost).set(1);

@@ -21,7 +21,8 @@ pub struct Change {
 /// Stands for a plain value that looks like a secret.
 const HIDDEN: &str = "(hidden)";
 
-/// What differs, by key. A plain value of a header that looks like a secret is shown as `(hidden)`.
+/// What differs, by key. A plain value of a header that looks like a secret is shown as `(hidden)`, and
+/// so is the query of a URL, where systems of merchants take keys.
 #[must_use]
 pub fn diff(old: &Merchant, new: &Merchant) -> Vec<Change> {
     compare(
@@ -65,10 +66,11 @@ fn shown(merchant: &Merchant, key: &str, value: &str) -> String {
             .find(|(header, _)| header == name);
         looks_secret(name) && matches!(found, Some((_, Secret::Plain(_))))
     });
-    if hidden {
-        HIDDEN.to_owned()
-    } else {
-        value.to_owned()
+    let is_url = matches!(key, "adapter.url" | "adapter.lookup.url");
+    match value.split_once('?') {
+        _ if hidden => HIDDEN.to_owned(),
+        Some((url, _)) if is_url => format!("{url}?{HIDDEN}"),
+        _ => value.to_owned(),
     }
 }
 

@@ -300,6 +300,21 @@ fn plain_secrets_are_warned_of_and_never_shown() {
 }
 
 #[test]
+fn the_query_of_a_url_is_not_shown() {
+    let (old, mut new) = (one(FULL), one(FULL));
+    new.adapter.url = "https://pos.example/orders?key=hunter2".to_owned();
+    let changes = diff(&old, &new);
+    let [change] = changes.as_slice() else {
+        panic!("{changes:?}");
+    };
+    let shown = "https://pos.example/orders?(hidden)".to_owned();
+    assert_eq!(
+        (change.key.as_str(), &change.to),
+        ("adapter.url", &Some(shown))
+    );
+}
+
+#[test]
 fn differences_are_named_by_key() {
     let old = one(FULL);
     let mut new = old.clone();

@@ -150,7 +150,7 @@ async fn each_verb_leaves_its_record() -> Result<()> {
     ])?;
     let none = run(&world, &["audit", "--actor", "zoe"]).await?.exits(OK)?;
     ensure!(none.out.is_empty(), "{none:?}");
-    node.check(&[]).await
+    node.check(&["an operator ends all waiting orders"]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

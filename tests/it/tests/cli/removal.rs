@@ -94,7 +94,7 @@ async fn orders_end_as_dead_letters_on_purpose() -> Result<()> {
     run(&world, &["merchant", "show", "gone"])
         .await?
         .exits(NOT_FOUND)?;
-    node.check(&[]).await
+    node.check(&["an operator ends all waiting orders"]).await
 }
 
 /// Without a node nobody knows what waits: nothing is deleted.

@@ -39,7 +39,7 @@ async fn killed_and_started_again() -> Result<()> {
     world.settled(DRAIN).await?;
     ensure!(node.is_running(), "the node ended");
     println!("{:?}", world.oracle().judge().await?);
-    node.check(&[]).await
+    node.check(&["the connection to NATS is lost"]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,7 +61,7 @@ async fn away_for_ten_seconds() -> Result<()> {
     load.stop().await;
     world.settled(DRAIN).await?;
     println!("{:?}", world.oracle().judge().await?);
-    node.check(&[]).await
+    node.check(&["the connection to NATS is lost"]).await
 }
 
 /// Everything that JetStream held is gone. What the node still has is published again.
@@ -160,6 +160,8 @@ async fn comes_back_empty() -> Result<()> {
         .await?;
     ensure!(outcomes_lost == 1.0, "no alarm for OUTCOMES");
     node.check(&[
+        "the connection to NATS is lost",
+        "published lost orders again",
         "the broker has lost",
         "the broker lost",
         "the broker is another one or lost",
@@ -194,5 +196,5 @@ async fn killed_together_with_the_node() -> Result<()> {
     load.stop().await;
     world.settled(DRAIN).await?;
     println!("{:?}", world.oracle().after_crashes().judge().await?);
-    node.check(&[]).await
+    node.check(&["the connection to NATS is lost"]).await
 }

@@ -106,6 +106,6 @@ async fn an_old_owner_wakes_up() -> Result<()> {
     world.settled(DRAIN).await?;
     println!("{:?}", world.oracle().after_crashes().judge().await?);
     ensure!(sleeper.is_running() && other.is_running(), "a node ended");
-    sleeper.check(&[]).await?;
-    other.check(&[]).await
+    sleeper.check(&["claim stands"]).await?;
+    other.check(&["lease ended"]).await
 }

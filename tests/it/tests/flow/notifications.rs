@@ -208,7 +208,7 @@ async fn a_receiver_that_was_down_is_notified_after() -> Result<()> {
     world.settled(SOON).await?;
     let ambiguous = OutcomeKind::DeadLettered(DeadReason::Ambiguous);
     world.oracle().allow("parked", ambiguous).judge().await?;
-    node.check(&[]).await
+    node.check(&["it is tried again"]).await
 }
 
 /// What waits for its time is told when the node ends.

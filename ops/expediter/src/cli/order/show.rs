@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use expediter_nats::{OutcomeItem, find_outcome};
 use expediter_types::{MerchantId, OrderId, OutcomeKind, UnixMillis};
 use expediter_wire::Rfc3339;
@@ -244,6 +246,11 @@ fn text(shown: &Shown, now: UnixMillis) -> String {
             &[">ATTEMPT", "AT", "CLASS", ">STATUS", ">TOOK", "DETAIL"],
             rows,
         ));
+        let left_out = left_out(&shown.attempts);
+        if left_out > 0 {
+            let count = counted(left_out, "further attempt");
+            text.push_str(&format!("{count} not kept\n"));
+        }
     }
     if let Some(excerpt) = &shown.excerpt {
         text.push_str("\nthe merchant's last answer begins:\n");
@@ -252,6 +259,13 @@ fn text(shown: &Shown, now: UnixMillis) -> String {
             .for_each(|line| text.push_str(&format!("  | {line}\n")));
     }
     text
+}
+
+/// A long history is kept in part. Several attempts may have one number: some use none up.
+fn left_out(attempts: &[Attempt]) -> u64 {
+    let kept: BTreeSet<u32> = attempts.iter().map(|attempt| attempt.n).collect();
+    let made = kept.last().copied().unwrap_or(0);
+    u64::from(made).saturating_sub(kept.len() as u64)
 }
 
 /// Why no order of the merchant is sent now, where it is the merchant's state.
@@ -309,6 +323,23 @@ mod tests {
              repeats    2 repeats closed without an attempt\n\
              \nthe merchant's last answer begins:\n  | no\n"
         );
+    }
+
+    #[test]
+    fn what_a_history_leaves_out_is_counted() {
+        let attempt = |n| Attempt {
+            n,
+            at: Rfc3339(1),
+            class: "retry",
+            status: None,
+            ms: 1,
+            detail: String::new(),
+        };
+        // The second one used no attempt up, and was repeated under its number.
+        let numbers = |numbers: &[u32]| numbers.iter().copied().map(attempt).collect::<Vec<_>>();
+        assert_eq!(left_out(&numbers(&[])), 0);
+        assert_eq!(left_out(&numbers(&[1, 2, 2, 3])), 0);
+        assert_eq!(left_out(&numbers(&[1, 2, 39, 40, 40])), 36);
     }
 
     #[test]
