@@ -35,6 +35,8 @@ pub trait RegistrySink: Send + Sync + 'static {
     fn decided(&self, subject: DecisionSubject, hold: Option<Hold>, revision: u64);
     /// All that was decided when the follower started was told.
     fn decisions_loaded(&self);
+    /// The broker lost the decisions: revisions count from the beginning again.
+    fn decisions_renumbered(&self) {}
     /// Operators let a quarantined merchant go on.
     fn resume(&self, merchant: &MerchantId);
 }

@@ -255,6 +255,11 @@ impl RegistrySink for MerchantDirectory {
         }
     }
 
+    fn decisions_renumbered(&self) {
+        // Else a new decision would count as followed before it is.
+        self.decided.store(0, Ordering::Release);
+    }
+
     fn decisions_loaded(&self) {
         self.decisions_loaded.send_replace(true);
         self.tell(News::Holds);

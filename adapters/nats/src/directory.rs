@@ -56,20 +56,18 @@ pub(crate) async fn follow_merchants(
 
 /// Follows CONTROL for ever; ends when its future is dropped.
 pub(crate) async fn follow_decisions(broker: Broker, sink: Arc<dyn RegistrySink>) {
+    let decisions = Decisions {
+        broker: broker.clone(),
+        sink,
+        synced: false,
+        known: HashMap::new(),
+    };
     let what = Follow {
         bucket: subjects::CONTROL,
         keys: ">",
         always_whole: false,
     };
-    follow(
-        &broker,
-        what,
-        Decisions {
-            sink,
-            synced: false,
-        },
-    )
-    .await;
+    follow(&broker, what, decisions).await;
 }
 
 struct Directory {
@@ -167,7 +165,7 @@ impl Sink for Directory {
             let (broker, actor) = (&self.broker, &actor);
             async move {
                 let (key, value) = kept.entry(actor);
-                restore(broker, &key, value).await;
+                restore(broker, subject(&key), value).await;
             }
         });
         let restored = futures::stream::iter(restore).buffer_unordered(WIDTH);
@@ -209,14 +207,17 @@ impl Kept {
 }
 
 /// Creates only: another node, or a person, may have been faster.
-async fn restore(broker: &Broker, key: &str, value: Bytes) {
+async fn restore(broker: &Broker, subject: String, value: Bytes) {
     for _ in 0..5 {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
-        match broker.publish(subject(key), headers, value.clone()).await {
+        match broker
+            .publish(subject.clone(), headers, value.clone())
+            .await
+        {
             Ok(_) | Err(NoAck::WrongLast { .. }) => return,
             Err(error) => {
-                tracing::warn!(key, %error, "was not put back; trying again");
+                tracing::warn!(subject, %error, "was not put back; trying again");
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
         }
@@ -242,9 +243,12 @@ fn hold(decision: MerchantDecision, subject: &DecisionSubject) -> Option<Hold> {
 }
 
 struct Decisions {
+    broker: Broker,
     sink: Arc<dyn RegistrySink>,
     /// Decisions from before this node's start concern nothing that runs here.
     synced: bool,
+    /// What would be put back if the broker lost it: the decisions that hold something, by key.
+    known: HashMap<String, Bytes>,
 }
 
 impl Sink for Decisions {
@@ -258,12 +262,17 @@ impl Sink for Decisions {
             },
         };
         let Op::Put(value) = &change.op else {
+            self.known.remove(&change.key);
             return self.sink.decided(subject, None, change.revision);
         };
         match decode_decision(value) {
             Ok(decision) => {
                 let resumed = decision.state == Decision::Resumed;
                 let hold = hold(decision, &subject);
+                match hold.is_some() {
+                    true => drop(self.known.insert(change.key.clone(), value.clone())),
+                    false => drop(self.known.remove(&change.key)),
+                }
                 self.sink.decided(subject, hold, change.revision);
                 if let Some(merchant) = merchant.filter(|_| resumed && self.synced) {
                     self.sink.resume(&merchant);
@@ -280,5 +289,24 @@ impl Sink for Decisions {
     fn synced(&mut self) {
         self.synced = true;
         self.sink.decisions_loaded();
+    }
+
+    /// As they were: who decided, why and when do not change.
+    async fn recreated(&mut self) {
+        let count = self.known.len();
+        tracing::error!(
+            count,
+            "the broker has lost the operators' decisions: putting back what is known"
+        );
+        let entries = self.known.clone().into_iter().map(|(key, value)| {
+            let (broker, subject) = (
+                self.broker.clone(),
+                format!("$KV.{}.{key}", subjects::CONTROL),
+            );
+            async move { restore(&broker, subject, value).await }
+        });
+        let restored = futures::stream::iter(entries).buffer_unordered(WIDTH);
+        restored.for_each(|()| std::future::ready(())).await;
+        self.sink.decisions_renumbered();
     }
 }

@@ -364,7 +364,6 @@ fn nothing(merchant: MerchantId) -> MerchantStatus {
         per_minute: 0,
         p50_ms: None,
         p99_ms: None,
-        restarts: 0,
         last_error: None,
     }
 }

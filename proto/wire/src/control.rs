@@ -277,9 +277,6 @@ pub struct MerchantStatus {
     pub p50_ms: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p99_ms: Option<u32>,
-    /// Restarts of its actor since the owner started.
-    #[serde(default)]
-    pub restarts: u32,
     /// What its newest failed attempt was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
@@ -566,7 +563,6 @@ mod tests {
             p50_ms: None,
             p99_ms: None,
             oldest: None,
-            restarts: 1,
             last_error: Some("401".into()),
         };
         let partition = PartitionStatus {

@@ -301,12 +301,24 @@ impl NodeProcess {
     /// # Errors
     /// It does not run.
     pub fn rss_mib(&self) -> Result<f64> {
+        self.memory_mib("VmRSS:")
+    }
+
+    /// The most of it since the process started.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn peak_rss_mib(&self) -> Result<f64> {
+        self.memory_mib("VmHWM:")
+    }
+
+    fn memory_mib(&self, name: &str) -> Result<f64> {
         let pid = self.pid().context("it does not run")?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let line = status.lines().find(|line| line.starts_with(name));
         let kib = line
             .and_then(|line| line.split_whitespace().nth(1))
-            .context("no VmRSS")?;
+            .with_context(|| format!("no {name}"))?;
         Ok(kib.parse::<f64>()? / 1024.0)
     }
 

@@ -47,6 +47,13 @@ impl Lanes {
         !high.is_empty() || (priority == Priority::Low && !low.is_empty())
     }
 
+    /// So many of high and of low priority wait, and so many of them are older.
+    pub(super) fn around(&self, seq: Seq) -> ([u64; 2], [u64; 2]) {
+        let [high, low] = &self.0;
+        let older = |lane: &RoaringTreemap| seq.checked_sub(1).map_or(0, |last| lane.rank(last));
+        ([high.len(), low.len()], [older(high), older(low)])
+    }
+
     /// A high order waits.
     pub(super) fn urgent(&self) -> bool {
         !self.0[0].is_empty()

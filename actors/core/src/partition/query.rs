@@ -42,7 +42,7 @@ pub struct MerchantRow {
     /// From the broker's timestamp to the delivery, over the newest deliveries; milliseconds.
     pub latencies: Vec<u32>,
     pub last_error: String,
-    /// Orders that end in a minute, as of late.
+    /// Orders that end in a minute by being sent, as of late.
     pub per_minute: u64,
     /// When the oldest order in its mailbox was taken in by the broker.
     pub oldest: Option<UnixMillis>,
@@ -115,9 +115,17 @@ impl Stats {
         }
     }
 
-    pub(super) fn finished(&mut self, kind: &OutcomeKind, detail: &str, created: u64, now: Now) {
+    /// `sent`: it was tried. Others end without taking their turn, and say nothing of the pace.
+    pub(super) fn finished(
+        &mut self,
+        kind: &OutcomeKind,
+        sent: bool,
+        detail: &str,
+        created: u64,
+        now: Now,
+    ) {
         self.turn(now);
-        self.minute.1 += 1;
+        self.minute.1 += u64::from(sent);
         match kind {
             OutcomeKind::Delivered => {
                 self.delivered += 1;

@@ -244,6 +244,7 @@ impl PartitionMachine {
         }
         self.cancelling.remove(&seq);
         self.superseded.remove(&seq);
+        let sent = kind == OutcomeKind::Delivered || !state.history.is_empty();
         if let Some(backlog) = self.backlogs.get_mut(&merchant) {
             backlog.finishing += 1;
             if in_store {
@@ -251,7 +252,7 @@ impl PartitionMachine {
             }
             backlog
                 .stats
-                .finished(&kind, &why.detail, envelope.created, now);
+                .finished(&kind, sent, &why.detail, envelope.created, now);
         }
         let outcome = Outcome {
             seq,

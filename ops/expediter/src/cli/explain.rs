@@ -1,9 +1,11 @@
 //! Why orders wait, in plain words.
 
 use expediter_nats::{Connection, Registry, RegistryChange};
-use expediter_types::{Merchant, MerchantId, OrderId, UnixMillis};
+use expediter_types::{LimitScope, Merchant, MerchantId, OrderId, UnixMillis};
+use expediter_wire::Rfc3339;
 use expediter_wire::control::{HoldStatus, Place};
 use expediter_wire::explain::{Explanation, Reason};
+use expediter_wire::registry::ScopeRegistration;
 use serde::Serialize;
 
 use super::error::note;
@@ -11,6 +13,9 @@ use super::out::Out;
 use super::owners::Owners;
 use super::text::{ago, clean, count, counted, now, when_and_ago};
 use super::{Error, Global};
+
+/// Changes of a merchant that the registry keeps.
+const KEPT: usize = 16;
 
 /// An explanation for machines.
 #[derive(Debug, Serialize)]
@@ -21,14 +26,119 @@ struct Explained<'a> {
     because: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     limits_set_by: Option<&'a SetBy>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    shared: &'a [Shared],
 }
 
 /// Who made a limit what it is.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 struct SetBy {
     actor: String,
-    at: expediter_wire::Rfc3339,
+    at: Rfc3339,
     revision: u64,
+}
+
+/// A limit that the merchant shares with others.
+#[derive(Debug, Serialize)]
+struct Shared {
+    /// `group` or `credential`.
+    scope: &'static str,
+    name: String,
+    rates: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    concurrency: Option<u32>,
+    set_by: SetBy,
+}
+
+/// What the registry says of the limits that hold a merchant.
+#[derive(Debug, Default)]
+struct Behind {
+    group: Option<String>,
+    /// The limit in force moves below `limits.concurrency`, which it is said to be of.
+    adaptive: Option<u32>,
+    set_by: Option<SetBy>,
+    shared: Vec<Shared>,
+}
+
+impl Behind {
+    /// As far as it can be read: it only adds to the reasons.
+    async fn of(connection: &Connection, merchant: &MerchantId, reasons: &[Reason]) -> Self {
+        let about = |reason: &Reason| {
+            matches!(
+                reason,
+                Reason::Rate { .. }
+                    | Reason::Concurrency { .. }
+                    | Reason::SharedLimit
+                    | Reason::Held { .. }
+            )
+        };
+        if !reasons.iter().any(about) {
+            return Self::default();
+        }
+        let registry = Registry::new(connection);
+        let history = match registry.history(merchant).await {
+            Ok(history) => history,
+            Err(error) => {
+                note(&format!("who set the limit is not known: {error}"));
+                return Self::default();
+            }
+        };
+        let newest = history.last().and_then(|change| change.merchant.as_ref());
+        let Some(newest) = newest else {
+            return Self::default();
+        };
+        let mut behind = Self {
+            group: Some(newest.group.clone()),
+            ..Self::default()
+        };
+        for reason in reasons {
+            match reason {
+                Reason::Rate { .. } => {
+                    behind.set_by = set_by(&history, |m| format!("{:?}", rates(m)))
+                }
+                Reason::Concurrency { .. } => {
+                    let limits = &newest.limits;
+                    behind.adaptive = limits.min_concurrency.map(|_| limits.concurrency);
+                    behind.set_by = set_by(&history, |m| {
+                        format!("{} {:?}", m.limits.concurrency, m.limits.min_concurrency)
+                    });
+                }
+                Reason::SharedLimit => behind.shared = shared(&registry, newest).await,
+                _ => {}
+            }
+        }
+        behind
+    }
+}
+
+fn rates(merchant: &Merchant) -> (&[expediter_types::Rate], u32) {
+    (&merchant.limits.rates, merchant.limits.burst)
+}
+
+/// The limits of the merchant's group and credential, where they have some.
+async fn shared(registry: &Registry, merchant: &Merchant) -> Vec<Shared> {
+    let group = Some((LimitScope::Group, merchant.group.as_str()));
+    let credential = merchant.adapter.credential.as_deref();
+    let credential = credential.map(|id| (LimitScope::Credential, id));
+    let mut found = Vec::new();
+    for (kind, id) in group.into_iter().chain(credential) {
+        let Ok(Some(entry)) = registry.scope(kind, id).await else {
+            continue;
+        };
+        let ScopeRegistration { scope, actor, at } = entry.registration;
+        found.push(Shared {
+            scope: kind.as_str(),
+            name: scope.id,
+            rates: scope.rates.iter().map(ToString::to_string).collect(),
+            concurrency: scope.concurrency,
+            set_by: SetBy {
+                actor,
+                at: Rfc3339(at),
+                revision: entry.revision,
+            },
+        });
+    }
+    found
 }
 
 /// Asks the owner, and says what it answers.
@@ -49,57 +159,38 @@ pub(super) async fn run(
             status.seen
         )));
     }
-    let limits = explanation
-        .reasons
-        .iter()
-        .any(|reason| matches!(reason, Reason::Rate { .. } | Reason::Concurrency { .. }));
-    let set_by = match limits {
-        true => set_by(&connection, merchant).await,
-        false => None,
-    };
+    let behind = Behind::of(&connection, merchant, &explanation.reasons).await;
     let now = now();
     let because: Vec<String> = explanation
         .reasons
         .iter()
-        .map(|reason| words(reason, merchant, set_by.as_ref(), now))
+        .map(|reason| words(reason, merchant, &behind, now))
         .collect();
     let mut out = Out::stdout();
     if global.json {
         return out.json(&Explained {
             explanation: &explanation,
             because: &because,
-            limits_set_by: set_by.as_ref(),
+            limits_set_by: behind.set_by.as_ref(),
+            shared: &behind.shared,
         });
     }
     out.text(&text(&explanation, merchant, order, &because, now))
 }
 
-/// The newest change of the merchant's limits; `None` when it cannot be told.
-async fn set_by(connection: &Connection, merchant: &MerchantId) -> Option<SetBy> {
-    let history = match Registry::new(connection).history(merchant).await {
-        Ok(history) => history,
-        Err(error) => {
-            note(&format!("who set the limit is not known: {error}"));
-            return None;
-        }
-    };
-    let limits = |change: &RegistryChange| {
-        change
-            .merchant
-            .as_ref()
-            .map(|m: &Merchant| m.limits.clone())
-    };
-    let mut newest: Option<&RegistryChange> = None;
-    for change in history.iter().rev() {
-        match newest {
-            Some(later) if limits(later) != limits(change) => break,
-            _ => newest = Some(change),
-        }
-    }
-    newest.map(|change| SetBy {
-        actor: change.actor.clone(),
-        at: expediter_wire::Rfc3339(change.at),
-        revision: change.revision,
+/// The change that made this part of the manifest what it is; `None` when it is older than what the
+/// registry keeps.
+fn set_by(history: &[RegistryChange], part: impl Fn(&Merchant) -> String) -> Option<SetBy> {
+    let part = |change: &RegistryChange| change.merchant.as_ref().map(&part);
+    let newest = part(history.last()?);
+    let same = history.iter().rev().take_while(|c| part(c) == newest);
+    let first = same.last()?;
+    // The oldest that is kept may only have kept it.
+    let known = history.len() < KEPT || first.revision != history.first()?.revision;
+    known.then(|| SetBy {
+        actor: first.actor.clone(),
+        at: Rfc3339(first.at),
+        revision: first.revision,
     })
 }
 
@@ -145,7 +236,7 @@ fn text(
         };
         fact(
             "ahead",
-            format!("{}{more} of the merchant", counted(ahead, "older order")),
+            format!("{}{more} of the merchant", counted(ahead, "order")),
         );
     }
     if waits {
@@ -184,12 +275,7 @@ fn text(
     lines.join("\n") + "\n"
 }
 
-fn words(
-    reason: &Reason,
-    merchant: &MerchantId,
-    set_by: Option<&SetBy>,
-    now: UnixMillis,
-) -> String {
+fn words(reason: &Reason, merchant: &MerchantId, behind: &Behind, now: UnixMillis) -> String {
     let by = |by: &HoldStatus| {
         format!(
             "by {} {}: {}",
@@ -198,16 +284,15 @@ fn words(
             clean(&by.reason)
         )
     };
-    let limit = || {
-        set_by.map_or_else(String::new, |by| {
-            format!(
-                " (set by {} {}, revision {})",
-                clean(&by.actor),
-                ago(by.at.0, now),
-                by.revision
-            )
-        })
+    let set = |by: &SetBy| {
+        format!(
+            " (set by {} {}, revision {})",
+            clean(&by.actor),
+            ago(by.at.0, now),
+            by.revision
+        )
     };
+    let limit = || behind.set_by.as_ref().map(set).unwrap_or_default();
     match reason {
         Reason::InFlight => "an attempt is under way".to_owned(),
         Reason::Marking => "its attempt is written down in OUTCOMES first".to_owned(),
@@ -220,7 +305,10 @@ fn words(
         ),
         Reason::Held { state, by: hold } => {
             let (what, resume) = match hold.scope.as_str() {
-                "group" => ("its group is", "--group NAME".to_owned()),
+                "group" => (
+                    "its group is",
+                    format!("--group {}", behind.group.as_deref().unwrap_or("NAME")),
+                ),
                 _ => ("the merchant is", merchant.to_string()),
             };
             format!(
@@ -267,28 +355,49 @@ fn words(
             ago(at.0, now)
         ),
         Reason::BehindItsKey => "orders that share a key go one after the other".to_owned(),
-        Reason::Concurrency { limit: most } => format!(
-            "{} in flight, which is the limit{}",
-            counted(u64::from(*most), "attempt"),
-            limit()
-        ),
+        Reason::Concurrency { limit: most } => {
+            let count = counted(u64::from(*most), "attempt");
+            match behind.adaptive {
+                Some(ceiling) => format!(
+                    "{count} in flight, which is what it bears at present, of at most {ceiling}{}",
+                    limit()
+                ),
+                None => format!("{count} in flight, which is the limit{}", limit()),
+            }
+        }
         Reason::Rate { limit: rate } => format!("the rate limit {rate}{}", limit()),
+        Reason::SharedLimit if behind.shared.is_empty() => {
+            "a limit that merchants share: `expediter merchant scope list`, or the node's own \
+             (node.rate)"
+                .to_owned()
+        }
         Reason::SharedLimit => {
-            "a limit that merchants share: `expediter merchant scope list`".to_owned()
+            let limits = behind.shared.iter().map(|shared| {
+                let concurrency = shared.concurrency.map(|most| format!("{most} in flight"));
+                let parts: Vec<_> = shared.rates.iter().cloned().chain(concurrency).collect();
+                let set = set(&shared.set_by);
+                format!(
+                    "{} {}: {}{set}",
+                    shared.scope,
+                    shared.name,
+                    parts.join(", ")
+                )
+            });
+            let limits: Vec<_> = limits.collect();
+            format!("a limit that merchants share: {}", limits.join("; "))
         }
         Reason::Capacity => "the node's attempts in flight are used up (node.in_flight)".to_owned(),
         Reason::RetryBudget => {
             "it was tried before, and the retry budget is used up (retry.budget)".to_owned()
         }
         Reason::Local => "a fault of the node itself, a moment ago: see its /readyz".to_owned(),
-        Reason::OlderFirst => "older orders go first".to_owned(),
+        Reason::OlderFirst => "others of the merchant go first".to_owned(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use expediter_wire::Rfc3339;
 
     #[test]
     fn causes_are_told_with_who_and_when() {
@@ -308,9 +417,28 @@ mod tests {
             at: Rfc3339(1_770_000_000_000),
             revision: 7,
         };
+        let behind = Behind {
+            set_by: Some(set_by.clone()),
+            shared: vec![Shared {
+                scope: "credential",
+                name: "vendor".to_owned(),
+                rates: vec!["5/s".to_owned()],
+                concurrency: Some(3),
+                set_by: SetBy {
+                    revision: 9,
+                    ..set_by
+                },
+            }],
+            ..Behind::default()
+        };
         let now = 1_770_000_060_000;
         assert_eq!(
-            words(&held, &luigis, None, now),
+            words(&Reason::SharedLimit, &luigis, &behind, now),
+            "a limit that merchants share: credential vendor: 5/s, 3 in flight (set by bob 1 min \
+             ago, revision 9)"
+        );
+        assert_eq!(
+            words(&held, &luigis, &Behind::default(), now),
             "the merchant is paused by ann 1 min ago: kitchen fire; go on: `expediter merchant \
              resume luigis`"
         );
@@ -318,8 +446,38 @@ mod tests {
             limit: "20/s".into(),
         };
         assert_eq!(
-            words(&rate, &luigis, Some(&set_by), now),
+            words(&rate, &luigis, &behind, now),
             "the rate limit 20/s (set by bob 1 min ago, revision 7)"
         );
+    }
+
+    #[test]
+    fn a_limit_is_of_who_changed_it_last() {
+        let change = |revision: u64, actor: &str, change: fn(&mut Merchant)| {
+            let id = MerchantId::new("luigis").unwrap();
+            let mut merchant = Merchant::to(id, "https://pos.example/");
+            merchant.limits.rates = vec!["20/s".parse().unwrap()];
+            change(&mut merchant);
+            RegistryChange {
+                merchant: Some(merchant),
+                revision,
+                actor: actor.to_owned(),
+                at: revision,
+                rolled_back_from: None,
+            }
+        };
+        let history = [
+            change(1, "eve", |m| m.limits.rates.clear()),
+            change(2, "ann", |_| {}),
+            change(3, "bob", |m| m.limits.backlog = Some(1_000)),
+        ];
+        let of_rates = |history: &[RegistryChange]| {
+            set_by(history, |m| format!("{:?}", rates(m))).map(|by| by.actor)
+        };
+        assert_eq!(of_rates(&history).as_deref(), Some("ann"));
+        let full: Vec<_> = (5..5 + KEPT as u64)
+            .map(|n| change(n, "bob", |_| {}))
+            .collect();
+        assert_eq!(of_rates(&full), None, "whoever set it is no longer kept");
     }
 }

@@ -52,6 +52,14 @@ impl Actor {
     }
 }
 
+/// For `--reason`: words for those who look later.
+pub(super) fn reason(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("it says nothing".to_owned()),
+        said => Ok(said.to_owned()),
+    }
+}
+
 /// What a verb is about to do.
 #[derive(Debug, Clone)]
 pub(super) struct Deed {

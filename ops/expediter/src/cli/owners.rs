@@ -1,9 +1,9 @@
 //! Asks the nodes that work on partitions.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use expediter_nats::{Connection, partitions, request};
+use expediter_nats::{Connection, Registry, partitions, request};
 use expediter_types::{MerchantId, OrderId, Partition, Seq};
 use expediter_wire::control::{
     CancelResult, ControlReply, ControlRequest, MerchantStatus, OrderStatus, PartitionStatus,
@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Nodes follow decisions within a second.
 const FOLLOWED_WITHIN: Duration = Duration::from_secs(5);
 
+/// A release is in the owner's mark within so long.
+const RELEASED_WITHIN: Duration = Duration::from_secs(10);
+
 /// The owners of all partitions.
 #[derive(Debug, Clone)]
 pub(super) struct Owners {
@@ -39,11 +42,11 @@ pub(super) struct Busy {
 
 /// What the owner did about those behind a parked order.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Released {
+struct Released {
     /// There were such until then.
-    pub(super) held: bool,
+    held: bool,
     /// It would survive the owner's end.
-    pub(super) saved: bool,
+    saved: bool,
 }
 
 impl Owners {
@@ -174,8 +177,41 @@ impl Owners {
         }
     }
 
-    /// Lets the orders behind a parked one go on, which a person has resolved.
-    pub(super) async fn resolve(
+    /// Lets the orders go on that wait behind a parked one, which a person has resolved; true when
+    /// there were any.
+    ///
+    /// # Errors
+    /// The owner does not answer, or could not write it down: then it is not said to be resolved.
+    pub(super) async fn release(
+        &self,
+        merchant: &MerchantId,
+        id: &OrderId,
+        generation: u32,
+    ) -> Result<bool, Error> {
+        let registered = Registry::new(&self.connection).get(merchant).await?;
+        if !registered.is_some_and(|entry| entry.registration.merchant.holds_on_park()) {
+            return Ok(false);
+        }
+        let deadline = Instant::now() + RELEASED_WITHIN;
+        let mut held = false;
+        loop {
+            let reply = self.resolve(merchant, id, generation).await?;
+            held |= reply.held;
+            if reply.saved {
+                return Ok(held);
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::failed(format!(
+                    "the node that works on {merchant} let its orders go on, but could not write \
+                     that down in {} s: repeat this when NATS is well",
+                    RELEASED_WITHIN.as_secs()
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn resolve(
         &self,
         merchant: &MerchantId,
         id: &OrderId,

@@ -104,7 +104,15 @@ async fn show(global: &Global, args: Args) -> Result<(), Error> {
     if !live {
         let busy = owners.busy().await;
         let rows = rows(&busy, &known, &args, args.sort, now());
-        return print(global, &rows, &busy);
+        print(global, &rows, &busy)?;
+        return match busy.silent.as_slice() {
+            [] => Ok(()),
+            [partition, ..] => Err(Error::failed(format!(
+                "no node answers for {} of the partitions, {partition} among them: start one with \
+                 `expediter serve`, or wait until another has taken over",
+                busy.silent.len()
+            ))),
+        };
     }
     let mut terminal = ratatui::try_init()?;
     let shown = async {
@@ -364,7 +372,6 @@ mod tests {
                 per_minute: 90,
                 p50_ms: Some(20),
                 p99_ms,
-                restarts: 0,
                 last_error: None,
             };
             (merchant, status)

@@ -27,7 +27,8 @@ pub(super) async fn merchant(
     let (explained, now) = asked.await?;
     let reasons = of_merchant(&explained);
     let waiting = explained.row.as_ref().map_or(0, |row| row.backlog);
-    let goes = goes(waiting, explained.ended_per_minute, now.wall);
+    let goes =
+        from(&explained, now.wall).and_then(|from| goes(waiting, explained.ended_per_minute, from));
     Some(reply(explained, merchant, None, reasons, None, false, goes))
 }
 
@@ -63,14 +64,18 @@ pub(super) async fn order(
     };
     let ahead = wait
         .as_ref()
-        .map(|wait| wait.ahead_in_memory + stored_ahead as u64);
+        .map(|wait| wait.ahead_in_memory + wait.turn.ahead(stored_ahead as u64));
     let reasons = match waits {
         true => of_order(&order, wait.as_ref(), &explained, ahead, now.wall),
         false => Vec::new(),
     };
+    let freely = wait.as_ref().is_some_and(|wait| !wait.parked_key);
+    let from = from(&explained, now.wall).filter(|_| waits && freely);
     let goes = ahead
-        .filter(|_| waits)
-        .and_then(|ahead| goes(ahead + 1, explained.ended_per_minute, now.wall));
+        .zip(from)
+        .and_then(|(ahead, from)| goes(ahead + 1, explained.ended_per_minute, from))
+        // Those ahead may have gone by the time that it waits for.
+        .map(|at| order.due.map_or(at, |due| at.max(due.0)));
     let more = stored_ahead >= COUNTED;
     Some(reply(
         explained,
@@ -105,10 +110,20 @@ fn reply(
     }))
 }
 
-/// When the last of so many has gone, at so many a minute.
-fn goes(waiting: u64, per_minute: u64, now: UnixMillis) -> Option<UnixMillis> {
+/// From when on orders of the merchant go, as far as is known; `None`: somebody has to do something.
+fn from(explained: &Explained, now: UnixMillis) -> Option<UnixMillis> {
+    match explained.row.as_ref().map(|row| &row.state) {
+        Some(Row::Open) | None => Some(now),
+        Some(Row::Closed { until, .. }) => Some(now.max(*until)),
+        Some(Row::Held(HeldBy::OutsideHours { until })) => until.map(|until| now.max(until)),
+        Some(Row::Held(HeldBy::ByOperator(_)) | Row::Quarantined | Row::Unknown) => None,
+    }
+}
+
+/// When the last of so many has gone, at so many a minute from then on.
+fn goes(waiting: u64, per_minute: u64, from: UnixMillis) -> Option<UnixMillis> {
     let millis = waiting.saturating_mul(60_000).checked_div(per_minute)?;
-    (waiting > 0).then(|| now.saturating_add(millis))
+    (waiting > 0).then(|| from.saturating_add(millis))
 }
 
 fn of_order(

@@ -256,6 +256,10 @@ async fn a_replay_does_not_delay_fresh_orders() -> Result<()> {
     node.check(&["order dead-lettered"]).await
 }
 
+fn json_of<'a>(verb: &[&'a str]) -> Vec<&'a str> {
+    [verb, &["--json"]].concat()
+}
+
 /// Why it waits, who said so, how many are ahead.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_is_explained() -> Result<()> {
@@ -275,7 +279,7 @@ async fn what_waits_is_explained() -> Result<()> {
         "waits in the store",
         "the rate limit 6/min",
         "set by a test",
-        "39 older orders",
+        "39 orders of the merchant",
     ])?;
     let json = [&explain[..], &["--json"]].concat();
     let json = run(&world, &json).await?.exits(OK)?.object()?;
@@ -288,12 +292,39 @@ async fn what_waits_is_explained() -> Result<()> {
         .exits(OK)?;
     told.says(&["40 orders of slow unfinished", "the rate limit 6/min"])?;
 
+    // One that is to go later says so, and is not promised earlier.
+    let later = NewOrder::to("slow")
+        .id("later")
+        .header("Expediter-Not-Before", "2h");
+    let publisher = world.publisher();
+    publisher.send(later).await?;
+    super::merchants::waiting(&world, "slow", 41).await?;
+    let explain_later = ["order", "explain", "later", "--merchant", "slow", "--json"];
+    let told = run(&world, &explain_later).await?.exits(OK)?.object()?;
+    ensure!(told["reasons"][0]["what"] == "not_before", "{told}");
+    let (goes, until) = (told["goes"].as_str(), told["reasons"][0]["until"].as_str());
+    ensure!(goes.is_none() || goes >= until, "{told}");
+    // An urgent one has only those before it that are in the mailbox.
+    let urgent = NewOrder::to("slow")
+        .id("urgent")
+        .header("Expediter-Priority", "high");
+    publisher.send(urgent).await?;
+    super::merchants::waiting(&world, "slow", 42).await?;
+    let explain_urgent = ["order", "explain", "urgent", "--merchant", "slow", "--json"];
+    let told = run(&world, &explain_urgent).await?.exits(OK)?.object()?;
+    ensure!(
+        told["ahead"].as_u64().is_some_and(|ahead| ahead <= 16),
+        "{told}"
+    );
+
     let pause = [
         "merchant", "pause", "slow", "--reason", "a flood", "--actor", "ann",
     ];
     run(&world, &pause).await?.exits(OK)?;
     let told = run(&world, &explain).await?.exits(OK)?;
     told.says(&["why", "paused by ann", "a flood", "merchant resume slow"])?;
+    let told = run(&world, &json_of(&explain)).await?.exits(OK)?.object()?;
+    ensure!(told.get("goes").is_none(), "nobody knows when: {told}");
     let nobody = ["order", "explain", "nobody", "--merchant", "slow"];
     run(&world, &nobody)
         .await?
@@ -314,12 +345,22 @@ async fn what_waits_is_explained() -> Result<()> {
     run(&world, &cancel).await?.exits(CONFLICT)?;
     slow.limits.rates = Vec::new();
     world.register(&slow).await?;
+    let later = [
+        "order",
+        "cancel",
+        "later",
+        "--merchant",
+        "slow",
+        "--reason",
+        "gone",
+    ];
+    run(&world, &later).await?.exits(OK)?;
     run(&world, &["merchant", "resume", "slow"])
         .await?
         .exits(OK)?;
     world.settled(SOON).await?;
     let kind = OutcomeKind::Cancelled;
     let verdict = world.oracle().allow("slow", kind).judge().await?;
-    ensure!(verdict.delivered == 39, "{verdict:?}");
+    ensure!(verdict.delivered == 40, "{verdict:?}");
     node.check(&[]).await
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use expediter_fleet::merchants::Behaviour;
 use expediter_harness::{NewOrder, World};
 use expediter_types::{DeadReason, Hours, OpenRange, OutcomeKind};
 
-use super::{CONFLICT, NOT_FOUND, OK, USAGE, run};
+use super::{CONFLICT, FAILED, NOT_FOUND, OK, USAGE, run};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -291,4 +291,112 @@ async fn urgent_orders_pass_a_backlog() -> Result<()> {
         place("low-1")
     );
     node.check(&[]).await
+}
+
+/// A drain of one merchant waits for what is in flight, until it is told to stop.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_can_be_stopped_and_goes_on() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    world.fleet.set("hung", Behaviour::hung())?;
+    let mut merchant = world.merchant("hung");
+    merchant.adapter.timeout = Duration::from_secs(8);
+    merchant.limits.concurrency = 2;
+    world.register(&merchant).await?;
+    world.publish("hung", 5).await?;
+    world.arrived("hung", 2, SOON).await?;
+    let url = world.broker.url();
+    let drain = [
+        "merchant", "drain", "hung", "--reason", "why", "--nats", &url,
+    ];
+    let mut stopped = super::command(world.dir())?;
+    let child = stopped.args(drain).spawn()?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    super::signal(&child, "-INT")?;
+    let output = tokio::time::timeout(Duration::from_secs(3), child.wait_with_output());
+    let output = output.await.context("it goes on waiting")??;
+    let told = String::from_utf8(output.stderr)?;
+    ensure!(output.status.code() == Some(FAILED), "{told}");
+    ensure!(told.contains("it stays draining"), "{told}");
+    let shown = run(&world, &["merchant", "show", "hung", "--json"]).await?;
+    let shown = shown.exits(OK)?.object()?;
+    ensure!(shown["status"]["state"] == "draining", "{shown}");
+
+    run(&world, &["merchant", "drain", "hung", "--reason", "again"])
+        .await?
+        .exits(OK)?
+        .says(&["drained", "hung"])?;
+    let arrivals = world.fleet.arrivals("hung");
+    ensure!(arrivals.len() == 2, "{arrivals:?}");
+    let audit = run(&world, &["audit", "--merchant", "hung", "--json"]).await?;
+    let verbs: Vec<_> = audit.objects()?.iter().map(|r| r["verb"].clone()).collect();
+    ensure!(verbs == ["merchant.drain", "merchant.drain"], "{verbs:?}");
+    node.check(&[]).await
+}
+
+/// What the platform has stopped by itself goes on too, of a group at once; what is held by another
+/// decision does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_of_closed_merchants_is_resumed() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    for id in ["one", "two", "well"] {
+        let refusing = if id == "well" { 201 } else { 401 };
+        world.fleet.set(id, Behaviour::status(refusing))?;
+        let mut merchant = world.merchant(id);
+        merchant.group = "vendor".to_owned();
+        world.register(&merchant).await?;
+        world.publish(id, 3).await?;
+    }
+    let closed = |id: &'static str| {
+        let world = &world;
+        expediter_harness::eventually("it is suspended", SOON, async move || {
+            let shown = run(world, &["merchant", "explain", id]).await?.exits(OK)?;
+            Ok(shown
+                .out
+                .contains("it refuses our credentials")
+                .then_some(()))
+        })
+    };
+    closed("one").await?;
+    closed("two").await?;
+    for id in ["one", "two"] {
+        world.fleet.set(id, Behaviour::fast())?;
+    }
+    let resume = ["merchant", "resume", "--group", "vendor", "--json"];
+    let resumed = run(&world, &resume).await?.exits(OK)?.object()?;
+    ensure!(resumed["action"] == "resumed", "{resumed}");
+    ensure!(
+        resumed["merchants"] == serde_json::json!(["one", "two"]),
+        "{resumed}"
+    );
+    world.settled(SOON).await?;
+    let again = run(&world, &resume).await?.exits(OK)?.object()?;
+    ensure!(again["action"] == "unchanged", "{again}");
+
+    // A merchant's own resume does not end its group's pause, and does not say so.
+    let pause = [
+        "merchant",
+        "pause",
+        "--group",
+        "vendor",
+        "--reason",
+        "an upgrade",
+    ];
+    run(&world, &pause).await?.exits(OK)?;
+    world.publish("one", 1).await?;
+    run(&world, &["merchant", "resume", "one"])
+        .await?
+        .exits(OK)?
+        .says(&["unchanged"])?
+        .tells(&["its group is held", "an upgrade"])?;
+    run(&world, &["merchant", "explain", "one"])
+        .await?
+        .exits(OK)?
+        .says(&["its group is paused", "merchant resume --group vendor"])?;
+    run(&world, &["merchant", "resume", "--group", "vendor"])
+        .await?
+        .exits(OK)?;
+    world.settled(SOON).await?;
+    node.check(&["suspended"]).await
 }

@@ -160,5 +160,107 @@ async fn orders_behind_a_parked_one_wait_for_its_resolution() -> Result<()> {
         .exits(OK)?
         .says(&["the orders behind it go on"])?;
     ends(&world, "ordered", "a5", "delivered").await?;
+
+    // Discarded is resolved as well.
+    world.fleet.set("ordered", hangs_once())?;
+    for id in ["a6", "a7"] {
+        publisher
+            .send(NewOrder::to("ordered").id(id).key("a"))
+            .await?;
+    }
+    ends(&world, "ordered", "a6", "dead_lettered").await?;
+    let discard = [
+        "deadletter",
+        "discard",
+        "a6",
+        "-m",
+        "ordered",
+        "--reason",
+        "why",
+    ];
+    run(&world, &discard).await?.exits(OK)?;
+    ends(&world, "ordered", "a7", "delivered").await?;
+    let audit = ["audit", "--verb", "deadletter.discard", "--json"];
+    let record = run(&world, &audit).await?.exits(OK)?.object()?;
+    ensure!(record["details"]["released"] == true, "{record}");
+    node.check(&[]).await
+}
+
+/// Without idempotency a merchant would make an order twice: nobody replays such by the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_have_arrived_is_not_replayed_by_the_way() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    world
+        .register(&merchant(&world, "luigis", Idempotency::None))
+        .await?;
+    world.fleet.set("luigis", hangs_once())?;
+    let publisher = world.publisher();
+    publisher.send(NewOrder::to("luigis").id("1")).await?;
+    ends(&world, "luigis", "1", "dead_lettered").await?;
+    let replay = [
+        "deadletter",
+        "replay",
+        "--json",
+        "--reason",
+        "they are back",
+    ];
+    let all = [&replay[..], &["--merchant", "luigis"]].concat();
+    let left = run(&world, &all).await?.exits(OK)?.object()?;
+    ensure!(left["replayed"] == 0, "{left}");
+    ensure!(
+        left["left_out"].to_string().contains("may have it"),
+        "{left}"
+    );
+    let meant = [&all[..], &["--reason-is", "ambiguous"]].concat();
+    let sent = run(&world, &meant).await?.exits(OK)?.object()?;
+    ensure!(sent["replayed"] == 1, "{sent}");
+    ends(&world, "luigis", "1", "delivered").await?;
+    node.check(&[]).await
+}
+
+/// Another order under the same id does not hide the one that it belongs to.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_was_used_twice_names_the_first() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    world.fleet.set("picky", Behaviour::status(422))?;
+    world.register(&world.merchant("picky")).await?;
+    let publisher = world.publisher();
+    let order = |body: &'static str| NewOrder::to("picky").id("4711").body(body);
+    publisher.send(order("{\"pizza\":1}")).await?;
+    ends(&world, "picky", "4711", "dead_lettered").await?;
+    let second = publisher.send(order("{\"pizza\":2}").repeatable()).await?;
+    let name = format!("4711@{}", second.seq);
+    eventually("the second one ends", SOON, || async {
+        let list = ["deadletter", "list", "--merchant", "picky"];
+        let list = run(&world, &list).await?.exits(OK)?;
+        Ok(list.out.contains(&name).then_some(()))
+    })
+    .await?;
+    let show = |id: &str| {
+        let verb = ["deadletter", "show", id, "-m", "picky"];
+        verb.map(str::to_owned)
+    };
+    for (id, payload, reason) in [
+        ("4711", "\"pizza\": 1", "invalid"),
+        (&name, "\"pizza\": 2", "id_conflict"),
+    ] {
+        let verb = show(id);
+        let verb: Vec<&str> = verb.iter().map(String::as_str).collect();
+        run(&world, &verb)
+            .await?
+            .exits(OK)?
+            .says(&[payload, reason])?;
+    }
+    let discard = ["deadletter", "discard", "-m", "picky", "--reason", "why"];
+    run(&world, &[&discard[..], &["4711"]].concat())
+        .await?
+        .exits(OK)?
+        .says(&["discarded 1"])?;
+    run(&world, &[&discard[..], &[name.as_str()]].concat())
+        .await?
+        .exits(OK)?
+        .says(&["discarded 1"])?;
     node.check(&[]).await
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use expediter_fleet::merchants::Behaviour;
 use expediter_harness::{World, eventually};
 
-use super::{OK, USAGE, run};
+use super::{FAILED, OK, USAGE, run};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -79,4 +79,17 @@ async fn top_shows_who_is_busy_on_all_nodes() -> Result<()> {
     }
     first.check(&[]).await?;
     second.check(&[]).await
+}
+
+/// An empty list would read as: all is well.
+#[tokio::test(flavor = "multi_thread")]
+async fn top_fails_where_no_node_answers() -> Result<()> {
+    let world = World::start().await?;
+    for json in [&["--json"][..], &[]] {
+        run(&world, &[&["top", "--once"], json].concat())
+            .await?
+            .exits(FAILED)?
+            .tells(&["no node answers", "expediter serve"])?;
+    }
+    Ok(())
 }

@@ -7,7 +7,10 @@ use anyhow::{Result, ensure};
 use expediter_fleet::merchants::Behaviour;
 use expediter_harness::{Outcomes, World, eventually};
 use expediter_nats::Registry;
+use expediter_ports::DecisionSubject;
 use expediter_types::{DeadReason, Idempotency, OutcomeKind};
+use expediter_wire::Rfc3339;
+use expediter_wire::control::{Decision, MerchantDecision};
 
 use super::shop;
 
@@ -88,8 +91,22 @@ async fn comes_back_empty() -> Result<()> {
         .await?;
     let stored = world.publish("closed-native", 40).await?;
     let parked = world.publish("closed-none", 20).await?;
+    world.register(&world.merchant("paused")).await?;
+    let registry = Registry::new(&world.connection);
+    let paused = DecisionSubject::Merchant("paused".parse()?);
+    let decision = |state, at| MerchantDecision {
+        state,
+        reason: "kitchen fire".to_owned(),
+        actor: "ann".to_owned(),
+        at: Rfc3339(at),
+    };
+    let pause = decision(Decision::Paused, 1_770_000_000_000);
+    registry.decide(&paused, &pause, 0).await?;
+    // Followed within a second, and what comes then is kept.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    world.publish("paused", 5).await?;
     eventually("all are in the store", DRAIN, async || {
-        Ok((node.metric("expediter_orders_stored").await? == 60.0).then_some(()))
+        Ok((node.metric("expediter_orders_stored").await? == 65.0).then_some(()))
     })
     .await?;
     world.empty_broker().await?;
@@ -104,10 +121,14 @@ async fn comes_back_empty() -> Result<()> {
     .await?;
     let alarm = node.metric("expediter_alarms{kind=\"log_lost\"}").await?;
     ensure!(alarm == 1.0, "no alarm");
-    let registry = Registry::new(&world.connection);
     eventually("the merchants are put back", DRAIN, async || {
         let back = registry.list().await?.len();
-        Ok((back == shop::COUNT + 2).then_some(()))
+        Ok((back == shop::COUNT + 3).then_some(()))
+    })
+    .await?;
+    let revision = eventually("the pause is put back", DRAIN, async || {
+        let (back, revision) = registry.decision(&paused).await?;
+        Ok((back.as_ref() == Some(&pause)).then_some(revision))
     })
     .await?;
     for id in ["closed-native", "closed-none"] {
@@ -155,6 +176,11 @@ async fn comes_back_empty() -> Result<()> {
         let expected = usize::from(expected == OutcomeKind::Delivered);
         ensure!(taken == expected, "{} was taken {taken} times", order.id);
     }
+    let arrived = world.fleet.merchant_stats("paused").arrived;
+    ensure!(arrived == 0, "{arrived} orders went to a paused merchant");
+    let resume = decision(Decision::Resumed, 1_770_000_060_000);
+    registry.decide(&paused, &resume, revision).await?;
+    world.arrived("paused", 5, DRAIN).await?;
     let outcomes_lost = node
         .metric("expediter_alarms{kind=\"outcomes_lost\"}")
         .await?;

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::select::{Letter, Selection};
 use crate::cli::dead::RECORD;
+use crate::cli::error::note;
 use crate::cli::operator::{Actor, Deed, Effect, Operator};
 use crate::cli::out::Out;
 use crate::cli::owners::Owners;
@@ -27,7 +28,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     selection: Chosen,
     /// Why, for those who look later
-    #[arg(long = "reason", value_name = "TEXT")]
+    #[arg(long = "reason", value_parser = crate::cli::operator::reason, value_name = "TEXT")]
     why: String,
     /// Only count them
     #[arg(long)]
@@ -72,6 +73,11 @@ impl From<Chosen> for Selection {
 }
 
 impl Chosen {
+    /// It names this reason.
+    pub(super) fn asks_for(&self, reason: expediter_types::DeadReason) -> bool {
+        self.reason_is.contains(&reason)
+    }
+
     /// The open dead letters that are meant.
     ///
     /// # Errors
@@ -140,7 +146,7 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     }
     let operator = Operator::new(&connection, &args.actor).await?;
     let owners = Owners::of(&connection).await?;
-    for letter in &letters {
+    for (done, letter) in letters.iter().enumerate() {
         let envelope = &letter.item.outcome.envelope;
         let deed = Deed::new(
             "deadletter.discard",
@@ -152,18 +158,19 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
         let ambiguous = letter.reason == expediter_types::DeadReason::Ambiguous;
         let effect = async {
             // What an ambiguous one holds back goes on.
-            let released = match ambiguous {
-                true => {
-                    let (merchant, id) = (&envelope.merchant, &envelope.id);
-                    let reply = owners.resolve(merchant, id, envelope.generation).await;
-                    reply.is_ok_and(|reply| reply.held)
-                }
-                false => false,
+            let released = ambiguous && {
+                let (merchant, id) = (&envelope.merchant, &envelope.id);
+                owners.release(merchant, id, envelope.generation).await?
             };
             Ok(Effect::new(()).detail("released", released))
         };
-        let ((), recorded) = operator.run(deed, effect).await?;
-        recorded?;
+        let discarded = operator.run(deed, effect).await;
+        if let Err(error) = discarded.and_then(|((), recorded)| recorded) {
+            if letters.len() > 1 {
+                note(&format!("{done} of {} were discarded", letters.len()));
+            }
+            return Err(error);
+        }
     }
     told(&mut out, letters.len())
 }

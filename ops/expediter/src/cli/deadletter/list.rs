@@ -134,7 +134,7 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
         vec![
             when(outcome.at),
             outcome.envelope.merchant.to_string(),
-            outcome.envelope.id.to_string(),
+            letter.name(),
             outcome.envelope.generation.to_string(),
             letter.reason.to_string(),
             letter.state.as_str().to_owned(),

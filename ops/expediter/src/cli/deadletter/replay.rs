@@ -3,7 +3,9 @@ use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use expediter_nats::{Connection, OrderPublisher, Registry, dead_letter};
-use expediter_types::{Merchant, MerchantId, OrderId, Priority, Rate, UnixMillis};
+use expediter_types::{
+    DeadReason, Idempotency, LimitScope, Merchant, MerchantId, OrderId, Priority, Rate, UnixMillis,
+};
 use expediter_wire::audit::AuditTarget;
 use expediter_wire::order::parse_moment;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -29,12 +31,16 @@ const TOLD: usize = 20;
 
 const LATE: &str = "past its deadline (--deadline gives another one)";
 const AGAIN: &str = "published again already";
+const DOUBTFUL: &str = "the merchant may have it and would not know it again (one by its id, or \
+    --reason-is ambiguous, is meant)";
 
 const EXAMPLES: &str = "\
 Publishes open dead letters again, each as the next generation of its order: with the same id,
 payload and idempotency key, and with low priority, so that fresh orders go first. An order keeps its
 deadline; without one of its own that is the merchant's, from its first publish. What is past it, was
-published again already, or has no merchant any more is left out. Ctrl-C stops between two; the same
+published again already, has no merchant any more, or may have been received by one without
+idempotency is left out; of the latter, --reason-is ambiguous or an id says that they are meant.
+Ctrl-C stops between two; the same
 command goes on where it stopped.
 
 Examples:
@@ -114,6 +120,7 @@ impl Summary {
 pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let deadline = deadline(args.deadline.as_deref())?;
     let connection = global.connect().await?;
+    let asks_for_ambiguous = args.selection.asks_for(DeadReason::Ambiguous);
     let letters = args
         .selection
         .letters(&connection, args.id.as_ref())
@@ -123,6 +130,7 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
         ..Summary::default()
     };
     let mut plan = Plan::new(deadline, args.priority)?;
+    plan.doubtful = args.id.is_some() || asks_for_ambiguous;
     let letters = not_again(&connection, letters, &mut summary).await?;
     plan.fill(&connection, letters, args.limit, &mut summary)
         .await?;
@@ -217,6 +225,8 @@ struct Plan {
     /// For all, instead of the one they had.
     deadline: Option<UnixMillis>,
     priority: Priority,
+    /// Also those that a merchant may have, and would not know again.
+    doubtful: bool,
     letters: Vec<(Letter, Next)>,
     counts: Counts,
     pace: Rate,
@@ -228,6 +238,7 @@ impl Plan {
         Ok(Self {
             deadline,
             priority,
+            doubtful: false,
             letters: Vec::new(),
             counts: Counts::new(),
             pace: most.ok_or_else(|| Error::failed("10/s is a rate"))?,
@@ -243,6 +254,7 @@ impl Plan {
     ) -> Result<(), Error> {
         let registry = Registry::new(connection);
         let mut known: HashMap<MerchantId, Option<Merchant>> = HashMap::new();
+        let mut shared: HashMap<(LimitScope, String), Vec<Rate>> = HashMap::new();
         for letter in letters {
             let envelope = &letter.item.outcome.envelope;
             let id = &envelope.merchant;
@@ -254,6 +266,13 @@ impl Plan {
                 summary.leave_out("the merchant is not registered");
                 continue;
             };
+            if letter.reason == DeadReason::Ambiguous
+                && merchant.adapter.idempotency == Idempotency::None
+                && !self.doubtful
+            {
+                summary.leave_out(DOUBTFUL);
+                continue;
+            }
             let next = Next {
                 deadline: Some(self.deadline.or(envelope.deadline).unwrap_or_else(|| {
                     let usual = merchant.retry.deadline.as_millis();
@@ -270,7 +289,16 @@ impl Plan {
                 summary.leave_out("above --limit");
                 continue;
             }
-            if let Some(half) = half_of(merchant)
+            let mut rates = merchant.limits.rates.clone();
+            for scope in scopes_of(merchant) {
+                if !shared.contains_key(&scope) {
+                    let entry = registry.scope(scope.0, &scope.1).await?;
+                    let rates = entry.map_or_else(Vec::new, |e| e.registration.scope.rates);
+                    shared.insert(scope.clone(), rates);
+                }
+                rates.extend(shared.get(&scope).into_iter().flatten().copied());
+            }
+            if let Some(half) = half_of(&rates)
                 && half.interval_ns() > self.pace.interval_ns()
             {
                 self.pace = half;
@@ -285,10 +313,17 @@ impl Plan {
     }
 }
 
-/// Half of what a merchant's own limits allow in the long run; `None`: no limit.
-fn half_of(merchant: &Merchant) -> Option<Rate> {
-    let rates = merchant.limits.rates.iter();
-    let slowest = rates.max_by_key(|rate| rate.interval_ns())?;
+/// Whose limits it shares, where they have some.
+fn scopes_of(merchant: &Merchant) -> Vec<(LimitScope, String)> {
+    let credential = merchant.adapter.credential.clone();
+    let credential = credential.map(|id| (LimitScope::Credential, id));
+    let group = (LimitScope::Group, merchant.group.clone());
+    credential.into_iter().chain([group]).collect()
+}
+
+/// Half of what these limits allow in the long run; `None`: no limit.
+fn half_of(rates: &[Rate]) -> Option<Rate> {
+    let slowest = rates.iter().max_by_key(|rate| rate.interval_ns())?;
     let (count, period) = (slowest.count(), slowest.period());
     Rate::new(count, period * 2).or_else(|| Rate::new((count / 2).max(1), period))
 }
@@ -443,7 +478,7 @@ mod tests {
         let mut merchant = Merchant::to(MerchantId::new("luigis").unwrap(), "https://a.example/");
         let mut half = |rates: &[&str]| {
             merchant.limits.rates = rates.iter().map(|rate| rate.parse().unwrap()).collect();
-            half_of(&merchant).map(|rate| rate.to_string())
+            half_of(&merchant.limits.rates).map(|rate| rate.to_string())
         };
         assert_eq!(half(&[]), None);
         assert_eq!(half(&["3/s"]).as_deref(), Some("3/2s"));

@@ -75,6 +75,27 @@ pub(super) struct Letter {
     pub(super) done: Option<AuditItem>,
 }
 
+impl Letter {
+    /// It is another order than the one whose id it has.
+    pub(super) fn is_conflict(&self) -> bool {
+        self.reason == DeadReason::IdConflict
+    }
+
+    /// The order's id; `<id>@<sequence>` for one whose id is another order's.
+    pub(super) fn name(&self) -> String {
+        let outcome = &self.item.outcome;
+        match self.is_conflict() {
+            true => format!("{}@{}", outcome.envelope.id, outcome.seq),
+            false => outcome.envelope.id.to_string(),
+        }
+    }
+
+    /// It has this id or name.
+    pub(super) fn is_called(&self, id: &OrderId) -> bool {
+        self.item.outcome.envelope.id == *id || self.name() == id.as_str()
+    }
+}
+
 pub(super) fn reason(text: &str) -> Result<DeadReason, String> {
     DeadReason::from_name(text).ok_or_else(|| {
         let names: Vec<_> = DeadReason::ALL.iter().map(|r| r.as_str()).collect();
@@ -132,13 +153,13 @@ impl Selection {
     ) -> Result<(), Error> {
         let merchants = self.merchants(connection).await?;
         let audit = Audit::open(connection).await?;
-        let mut done = resolutions(&audit, &merchants, self.since).await?;
         // The broker takes a few filters, not thousands.
         let filters = if merchants.len() > 50 {
             &[]
         } else {
             &merchants[..]
         };
+        let mut done = resolutions(&audit, filters, self.since).await?;
         let wanted: HashSet<&MerchantId> = merchants.iter().collect();
         let (sink, mut letters) = mpsc::channel(256);
         let reading = async {
@@ -186,12 +207,15 @@ impl Selection {
         self.each(connection, &[State::Open], |mut letter| {
             letter.item.dead = None;
             letter.item.outcome.attempts = Vec::new();
-            if id.is_none_or(|id| letter.item.outcome.envelope.id == *id) {
+            if id.is_none_or(|id| letter.is_called(id)) {
                 found.push(letter);
             }
             true
         })
         .await?;
+        if id.is_some() && found.iter().any(|letter| !letter.is_conflict()) {
+            found.retain(|letter| !letter.is_conflict());
+        }
         Ok(found)
     }
 }

@@ -53,7 +53,10 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let take = |letter: Letter| {
         let envelope = &letter.item.outcome.envelope;
         let wanted = args.generation.is_none_or(|n| n == envelope.generation);
-        if envelope.id == args.id && wanted {
+        // Another order that was published under the same id does not hide it.
+        let hides =
+            found.as_ref().is_some_and(|found| !found.is_conflict()) && letter.is_conflict();
+        if letter.is_called(&args.id) && wanted && !hides {
             found = Some(letter);
         }
         true

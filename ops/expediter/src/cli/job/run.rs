@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ID")]
     merchant: MerchantId,
     /// Why, for those who look later
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_parser = crate::cli::operator::reason, value_name = "TEXT")]
     reason: String,
     #[command(flatten)]
     actor: Actor,

@@ -39,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long, requires = "reason")]
     dead_letter: bool,
     /// Why, written down with each dead letter
-    #[arg(long, requires = "dead_letter", value_name = "TEXT")]
+    #[arg(long, requires = "dead_letter", value_parser = crate::cli::operator::reason, value_name = "TEXT")]
     reason: Option<String>,
     /// How long to wait with --drain or --dead-letter
     #[arg(long, default_value = "15m", value_parser = parse_duration, value_name = "DURATION")]

@@ -158,7 +158,6 @@ mod tests {
             p50_ms: None,
             p99_ms: None,
             oldest: None,
-            restarts: 0,
             last_error: None,
         }
     }

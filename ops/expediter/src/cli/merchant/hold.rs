@@ -1,10 +1,10 @@
 //! Pause, drain, resume: decisions that stay until the next one, on whichever node a merchant is.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use expediter_nats::{Connection, Registry};
 use expediter_ports::DecisionSubject;
-use expediter_types::MerchantId;
+use expediter_types::{MerchantId, Partition};
 use expediter_wire::Rfc3339;
 use expediter_wire::audit::AuditTarget;
 use expediter_wire::control::{Decision, MerchantDecision, MerchantState, MerchantStatus};
@@ -18,6 +18,9 @@ use crate::cli::out::Out;
 use crate::cli::owners::Owners;
 use crate::cli::text::{clean, now};
 use crate::cli::{Error, Global};
+
+/// A partition that moves to another node is without an owner for a moment.
+const MOVE: Duration = Duration::from_secs(15);
 
 const PAUSE_EXAMPLES: &str = "\
 New orders are taken into the backlog and none is started; attempts in flight end. Nothing is lost,
@@ -44,7 +47,7 @@ pub(crate) struct PauseArgs {
     #[command(flatten)]
     target: Target,
     /// Why, for those who look later
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_parser = crate::cli::operator::reason, value_name = "TEXT")]
     reason: String,
     #[command(flatten)]
     actor: Actor,
@@ -56,7 +59,7 @@ pub(crate) struct ResumeArgs {
     #[command(flatten)]
     target: Target,
     /// Why, for those who look later
-    #[arg(long, default_value = "resumed by an operator", value_name = "TEXT")]
+    #[arg(long, default_value = "resumed by an operator", value_parser = crate::cli::operator::reason, value_name = "TEXT")]
     reason: String,
     #[command(flatten)]
     actor: Actor,
@@ -109,6 +112,27 @@ struct Decided {
     not_confirmed: Vec<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     before: Option<MerchantState>,
+    /// Of the group: those that were closed or quarantined, and go on now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    merchants: Vec<String>,
+}
+
+impl Decided {
+    fn of(subject: DecisionSubject, action: &'static str, revision: u64) -> Self {
+        let (merchant, group) = match subject {
+            DecisionSubject::Merchant(id) => (Some(id.to_string()), None),
+            DecisionSubject::Group(group) => (None, Some(group)),
+        };
+        Self {
+            merchant,
+            group,
+            action,
+            revision,
+            not_confirmed: Vec::new(),
+            before: None,
+            merchants: Vec::new(),
+        }
+    }
 }
 
 pub(super) async fn pause(global: &Global, args: PauseArgs, state: Decision) -> Result<(), Error> {
@@ -122,65 +146,109 @@ pub(super) async fn pause(global: &Global, args: PauseArgs, state: Decision) -> 
     };
     let deed = Deed::new(verb, target(&subject)).because(&args.reason);
     let decision = decision(state, &args.reason, operator.actor());
-    let decide = decide(&connection, &owners, &subject, &decision);
+    let decide = async {
+        let (revision, silent) = decide(&connection, &owners, &subject, &decision).await?;
+        Ok(Effect::new((revision, silent)).detail("revision", revision))
+    };
     let ((revision, not_confirmed), recorded) = operator.run(deed, decide).await?;
+    let mut left = Ok(());
     if state == Decision::Draining && not_confirmed.is_empty() {
-        in_flight_ends(&connection, &owners, &subject).await?;
-        action = "drained";
+        left = tokio::select! {
+            ended = in_flight_ends(&connection, &owners, &subject) => ended,
+            () = operator.stopped() => Err(Error::failed(
+                "stopped waiting for the attempts in flight; it stays draining",
+            )),
+        };
+        if left.is_ok() {
+            action = "drained";
+        }
     }
-    told(global, subject, action, revision, not_confirmed, None)?;
-    recorded
+    let mut decided = Decided::of(subject, action, revision);
+    decided.not_confirmed = not_confirmed;
+    told(global, decided)?;
+    left.and(recorded)
 }
 
 pub(super) async fn resume(global: &Global, args: ResumeArgs) -> Result<(), Error> {
     let connection = global.connect().await?;
     let subject = args.target.subject(&connection).await?;
     let owners = Owners::of(&connection).await?;
-    let before = match &subject {
-        DecisionSubject::Merchant(id) => owners.status(id).await.ok(),
-        DecisionSubject::Group(_) => None,
-    };
     let (held, revision) = Registry::new(&connection).decision(&subject).await?;
     let held = held.is_some_and(|held| matches!(held.state, Decision::Paused | Decision::Draining));
-    if let Some(status) = &before
-        && let Some(hold) = status.hold.as_ref().filter(|hold| hold.scope == "group")
-    {
+    let mut decided = Decided::of(subject.clone(), "unchanged", revision);
+    // Besides the decision: merchants that the platform has stopped by itself.
+    let mut stopped = Vec::new();
+    match &subject {
+        DecisionSubject::Merchant(id) => {
+            let status = owners.status(id).await;
+            if let Ok(status) = &status {
+                decided.before = Some(status.state);
+                note_group_hold(status);
+            }
+            // Without an answer it is tried.
+            if status.as_ref().map_or(true, is_stopped) {
+                stopped.push(id.clone());
+            }
+        }
+        DecisionSubject::Group(_) => {
+            let members = members(&connection, &subject).await?;
+            let busy = owners.busy().await;
+            if !busy.silent.is_empty() {
+                note(&format!(
+                    "no node answers for {} partitions: what is stopped there is left",
+                    busy.silent.len()
+                ));
+            }
+            let of_group = members.into_iter();
+            stopped.extend(of_group.filter(|id| busy.merchants.get(id).is_some_and(is_stopped)));
+        }
+    }
+    if !held && stopped.is_empty() {
+        note("nothing holds it that could be ended");
+        return told(global, decided);
+    }
+    let operator = Operator::new(&connection, &args.actor).await?;
+    let deed = Deed::new("merchant.resume", target(&subject)).because(&args.reason);
+    let decision = decision(Decision::Resumed, &args.reason, operator.actor());
+    let one = matches!(subject, DecisionSubject::Merchant(_));
+    let effect = async {
+        let (mut revision, mut silent) = (revision, Vec::new());
+        if held || one {
+            let decided = decide(&connection, &owners, &subject, &decision);
+            (revision, silent) = decided.await?;
+        }
+        if one {
+            return Ok(Effect::new((revision, silent)).detail("revision", revision));
+        }
+        for id in &stopped {
+            let member = DecisionSubject::Merchant(id.clone());
+            let (_, unconfirmed) = decide(&connection, &owners, &member, &decision).await?;
+            silent.extend(unconfirmed);
+        }
+        silent.sort_unstable();
+        silent.dedup();
+        let effect = Effect::new((revision, silent)).detail("revision", revision);
+        let names: Vec<&str> = stopped.iter().map(MerchantId::as_str).collect();
+        Ok(effect.detail("merchants", names))
+    };
+    let ((revision, not_confirmed), recorded) = operator.run(deed, effect).await?;
+    decided.action = "resumed";
+    (decided.revision, decided.not_confirmed) = (revision, not_confirmed);
+    if !one {
+        decided.merchants = stopped.iter().map(ToString::to_string).collect();
+    }
+    told(global, decided)?;
+    recorded
+}
+
+fn note_group_hold(status: &MerchantStatus) {
+    if let Some(hold) = status.hold.as_ref().filter(|hold| hold.scope == "group") {
         note(&format!(
             "its group is held by {}: {}; see `expediter merchant resume --group`",
             clean(&hold.actor),
             clean(&hold.reason)
         ));
     }
-    let before_state = before.as_ref().map(|status| status.state);
-    if !held && before.as_ref().is_some_and(|status| !is_stopped(status)) {
-        note("nothing holds it that could be ended");
-        return told(
-            global,
-            subject,
-            "unchanged",
-            revision,
-            Vec::new(),
-            before_state,
-        );
-    }
-    if !held && matches!(subject, DecisionSubject::Group(_)) {
-        note("the group is not paused");
-        return told(global, subject, "unchanged", revision, Vec::new(), None);
-    }
-    let operator = Operator::new(&connection, &args.actor).await?;
-    let deed = Deed::new("merchant.resume", target(&subject)).because(&args.reason);
-    let decision = decision(Decision::Resumed, &args.reason, operator.actor());
-    let decide = decide(&connection, &owners, &subject, &decision);
-    let ((revision, not_confirmed), recorded) = operator.run(deed, decide).await?;
-    told(
-        global,
-        subject,
-        "resumed",
-        revision,
-        not_confirmed,
-        before_state,
-    )?;
-    recorded
 }
 
 fn target(subject: &DecisionSubject) -> AuditTarget {
@@ -205,7 +273,7 @@ async fn decide(
     owners: &Owners,
     subject: &DecisionSubject,
     decision: &MerchantDecision,
-) -> Result<Effect<(u64, Vec<u16>)>, Error> {
+) -> Result<(u64, Vec<u16>), Error> {
     let registry = Registry::new(connection);
     let (_, replaces) = registry.decision(subject).await?;
     let revision = registry.decide(subject, decision, replaces).await?;
@@ -221,88 +289,97 @@ async fn decide(
             silent.len()
         ));
     }
-    let silent = silent.into_iter().map(|p| p.0).collect();
-    Ok(Effect::new((revision, silent)).detail("revision", revision))
+    Ok((revision, silent.into_iter().map(|p| p.0).collect()))
+}
+
+async fn members(
+    connection: &Connection,
+    subject: &DecisionSubject,
+) -> Result<Vec<MerchantId>, Error> {
+    let group = match subject {
+        DecisionSubject::Merchant(id) => return Ok(vec![id.clone()]),
+        DecisionSubject::Group(group) => group,
+    };
+    let entries = registry(connection).await?.list().await?;
+    let merchants = entries.into_iter().map(|entry| entry.registration.merchant);
+    let of_group = merchants.filter(|merchant| merchant.group == *group);
+    Ok(of_group.map(|merchant| merchant.id).collect())
 }
 
 /// Waits until no attempt of the merchants runs.
+///
+/// # Errors
+/// No node answers for one of them for longer than a partition moves.
 async fn in_flight_ends(
     connection: &Connection,
     owners: &Owners,
     subject: &DecisionSubject,
 ) -> Result<(), Error> {
-    let members: Vec<MerchantId> = match subject {
-        DecisionSubject::Merchant(id) => vec![id.clone()],
-        DecisionSubject::Group(group) => {
-            let entries = registry(connection).await?.list().await?;
-            let of_group = |entry: &&expediter_nats::RegistryEntry| {
-                entry.registration.merchant.group == *group
-            };
-            let members = entries.iter().filter(of_group);
-            members
-                .map(|entry| entry.registration.merchant.id.clone())
-                .collect()
-        }
-    };
+    let members = members(connection, subject).await?;
     let bar = ProgressBar::new_spinner();
     bar.set_style(ProgressStyle::with_template("{spinner} {msg}").map_err(anyhow::Error::from)?);
+    let mut answered = Instant::now();
     loop {
-        let running = match &*members {
-            [one] => owners.status(one).await?.in_flight,
-            _ => {
-                let busy = owners.busy().await;
-                let running = members.iter().filter_map(|id| busy.merchants.get(id));
-                running.map(|status| status.in_flight).sum()
+        match in_flight(owners, &members).await {
+            Ok(0) => {
+                bar.finish_and_clear();
+                return Ok(());
             }
-        };
-        if running == 0 {
-            bar.finish_and_clear();
-            return Ok(());
+            Ok(running) => {
+                answered = Instant::now();
+                bar.set_message(format!("{running} attempts in flight"));
+            }
+            Err(error) if answered.elapsed() >= MOVE => {
+                bar.finish_and_clear();
+                return Err(error);
+            }
+            Err(_) => bar.set_message("a partition's owner does not answer"),
         }
-        bar.set_message(format!("{running} attempts in flight"));
         bar.tick();
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
+/// Attempts of these merchants; a partition without an answer may have some.
+async fn in_flight(owners: &Owners, members: &[MerchantId]) -> Result<u64, Error> {
+    if let [one] = members {
+        return Ok(owners.status(one).await?.in_flight);
+    }
+    let busy = owners.busy().await;
+    let concerned = |silent: &&Partition| members.iter().any(|id| owners.partition(id) == **silent);
+    if let Some(partition) = busy.silent.iter().find(concerned) {
+        return Err(Error::failed(format!(
+            "no node answers for partition {partition}: whether attempts are in flight there is not \
+             known; it stays draining"
+        )));
+    }
+    let running = members.iter().filter_map(|id| busy.merchants.get(id));
+    Ok(running.map(|status| status.in_flight).sum())
+}
+
+/// The platform has stopped it by itself; what a person decided is in CONTROL.
 fn is_stopped(status: &MerchantStatus) -> bool {
     matches!(
         status.state,
-        MerchantState::Quarantined
-            | MerchantState::Closed
-            | MerchantState::Paused
-            | MerchantState::Draining
+        MerchantState::Quarantined | MerchantState::Closed
     )
 }
 
-fn told(
-    global: &Global,
-    subject: DecisionSubject,
-    action: &'static str,
-    revision: u64,
-    not_confirmed: Vec<u16>,
-    before: Option<MerchantState>,
-) -> Result<(), Error> {
-    let (merchant, group) = match subject {
-        DecisionSubject::Merchant(id) => (Some(id.to_string()), None),
-        DecisionSubject::Group(group) => (None, Some(group)),
-    };
+fn told(global: &Global, decided: Decided) -> Result<(), Error> {
     let mut out = Out::stdout();
     if global.json {
-        return out.json(&Decided {
-            merchant,
-            group,
-            action,
-            revision,
-            not_confirmed,
-            before,
-        });
+        return out.json(&decided);
     }
-    match (merchant, group) {
-        (Some(id), _) => out.line(format_args!("{action}  {id}")),
-        (None, group) => out.line(format_args!(
-            "{action}  group {}",
-            clean(&group.unwrap_or_default())
-        )),
+    let action = decided.action;
+    match (&decided.merchant, &decided.group) {
+        (Some(id), _) => out.line(format_args!("{action}  {id}"))?,
+        (None, group) => {
+            let group = clean(group.as_deref().unwrap_or_default());
+            out.line(format_args!("{action}  group {group}"))?;
+        }
     }
+    for id in &decided.merchants {
+        out.line(format_args!("{action}  {id}"))?;
+    }
+    Ok(())
 }

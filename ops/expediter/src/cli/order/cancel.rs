@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ID")]
     merchant: MerchantId,
     /// Why, for those who look later; stands in the order's outcome
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_parser = crate::cli::operator::reason, value_name = "TEXT")]
     reason: String,
     #[command(flatten)]
     actor: Actor,
@@ -53,16 +53,22 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     } = args;
     let operator = Operator::new(&connection, &actor).await?;
     let deed = Deed::new("order.cancel", AuditTarget::order(&merchant, &id)).because(&reason);
+    let mut answered = None;
     let cancel = async {
-        let done = owners
+        let (result, seq, seen) = owners
             .cancel(&merchant, &id, &reason, operator.actor())
             .await?;
-        let result = serde_json::to_value(done.0).unwrap_or_default();
-        Ok(Effect::new(done).detail("result", result))
+        answered = Some((result, seq));
+        // What is published after that was not there to be cancelled.
+        let reads = result == CancelResult::Unknown && owners.newest(&merchant).await? > seen;
+        match refused(result, &id, &merchant, seen, reads) {
+            Some(refused) => Err(refused),
+            None => Ok(Effect::new(()).detail("result", result)),
+        }
     };
-    let ((result, seq, seen), recorded) = operator.run(deed, cancel).await?;
+    let cancelled = operator.run(deed, cancel).await;
     let mut out = Out::stdout();
-    if global.json {
+    if let Some((result, seq)) = answered.filter(|_| global.json) {
         out.json(&Asked {
             merchant: merchant.to_string(),
             id: id.to_string(),
@@ -70,26 +76,41 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
             seq,
         })?;
     }
+    let ((), recorded) = cancelled?;
+    if !global.json {
+        out.line(format_args!("cancelled  {merchant}  {id}"))?;
+    }
+    recorded
+}
+
+/// Why the order is not cancelled; `None`: it is. `reads`: there is more in the log than its owner
+/// has read.
+fn refused(
+    result: CancelResult,
+    id: &OrderId,
+    merchant: &MerchantId,
+    seen: u64,
+    reads: bool,
+) -> Option<Error> {
     let show = format!("see `expediter order show {id} --merchant {merchant}`");
-    match result {
-        CancelResult::Cancelled => {
-            if !global.json {
-                out.line(format_args!("cancelled  {merchant}  {id}"))?;
-            }
-            recorded
-        }
-        CancelResult::TooLate => Err(Error::Conflict(format!(
+    Some(match result {
+        CancelResult::Cancelled => return None,
+        CancelResult::TooLate => Error::Conflict(format!(
             "too late: order {id} is in flight or may have been received; {show}"
-        ))),
-        CancelResult::Ended => Err(Error::Conflict(format!(
-            "too late: order {id} had ended before; {show}"
-        ))),
-        CancelResult::Pending => Err(Error::failed(format!(
+        )),
+        CancelResult::Ended => {
+            Error::Conflict(format!("too late: order {id} had ended before; {show}"))
+        }
+        CancelResult::Pending => Error::failed(format!(
             "order {id} is being cancelled, but its outcome is not confirmed yet; {show}"
-        ))),
-        CancelResult::Unknown => Err(Error::NotFound(format!(
+        )),
+        CancelResult::Unknown if reads => Error::failed(format!(
+            "no order {id} of {merchant} is known up to sequence {seen}, and its node is still \
+             reading what came after that: try again"
+        )),
+        CancelResult::Unknown => Error::NotFound(format!(
             "no order {id} of {merchant} is known up to sequence {seen}: it was not published, or \
              ended long ago"
-        ))),
-    }
+        )),
+    })
 }

@@ -1,7 +1,5 @@
-use std::time::{Duration, Instant};
-
 use clap::ValueEnum;
-use expediter_nats::{Audit, AuditItem, Connection, OrderPublisher, OutcomeItem, Registry};
+use expediter_nats::{Audit, AuditItem, Connection, OrderPublisher, OutcomeItem};
 use expediter_types::{DeadReason, MerchantId, OrderId, UnixMillis};
 use expediter_wire::audit::AuditTarget;
 use expediter_wire::control::Place;
@@ -15,9 +13,6 @@ use crate::cli::out::Out;
 use crate::cli::owners::Owners;
 use crate::cli::text::{ago, clean, now};
 use crate::cli::{Error, Global};
-
-/// The owner's next mark is written within milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "\
 An order of which nobody knows whether the merchant has it ends as a dead letter (ambiguous). Ask the
@@ -48,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long = "as", value_enum, value_name = "WHAT")]
     what: What,
     /// Why, for those who look later
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_parser = crate::cli::operator::reason, value_name = "TEXT")]
     reason: String,
     /// With --as retry: expires then instead: a duration such as 10m, or RFC 3339
     #[arg(long, value_name = "TIME")]
@@ -107,9 +102,6 @@ struct Published {
 
 pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let next = next(&args)?;
-    if args.reason.trim().is_empty() {
-        return Err(Error::Usage("--reason says nothing".to_owned()));
-    }
     let connection = global.connect().await?;
     let operator = Operator::new(&connection, &args.actor).await?;
     let dead = open(&connection, &args).await?;
@@ -135,7 +127,8 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
         .run(deed, async {
             match args.what {
                 What::Delivered | What::Dead => {
-                    let released = release(&connection, &args, generation).await?;
+                    let owners = Owners::of(&connection).await?;
+                    let released = owners.release(&args.merchant, &args.id, generation).await?;
                     Ok(Effect::new((released, None)).detail("released", released))
                 }
                 What::Retry => {
@@ -222,34 +215,6 @@ fn taken(args: &Args, before: &AuditItem) -> String {
         ago(record.at.0, now()),
         clean(&record.reason)
     )
-}
-
-/// Lets the orders go on that wait behind it; true when there were any.
-async fn release(connection: &Connection, args: &Args, generation: u32) -> Result<bool, Error> {
-    let registered = Registry::new(connection).get(&args.merchant).await?;
-    let holds = registered.is_some_and(|entry| entry.registration.merchant.holds_on_park());
-    if !holds {
-        return Ok(false);
-    }
-    let owners = Owners::of(connection).await?;
-    let deadline = Instant::now() + PATIENCE;
-    let mut released = false;
-    loop {
-        let reply = owners.resolve(&args.merchant, &args.id, generation).await?;
-        released |= reply.held;
-        if reply.saved {
-            return Ok(released);
-        }
-        if Instant::now() >= deadline {
-            return Err(Error::failed(format!(
-                "the node that works on {} let its orders go on, but could not write that down in \
-                 {} s: repeat this when NATS is well",
-                args.merchant,
-                PATIENCE.as_secs()
-            )));
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 async fn retry(
