@@ -39,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
     since: Option<Duration>,
     /// Only about this merchant and what belongs to it; can be repeated
-    #[arg(long, value_name = "ID")]
+    #[arg(long, short, value_name = "ID")]
     merchant: Vec<MerchantId>,
     /// Only this verb, such as merchant.apply, or all verbs of an object, such as merchant; can be
     /// repeated

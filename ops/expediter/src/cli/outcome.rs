@@ -32,7 +32,7 @@ pub(crate) enum Verb {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only of this merchant; can be repeated
-    #[arg(long, value_name = "ID")]
+    #[arg(long, short, value_name = "ID")]
     merchant: Vec<MerchantId>,
     /// Only of this kind; can be repeated
     #[arg(long, value_enum)]

@@ -280,7 +280,16 @@ async fn without_an_owner_the_answer_comes_at_once() -> Result<()> {
             &["order", "show", "4711", "--merchant", "luigis"][..],
             FAILED,
         ),
+        (
+            &["order", "explain", "4711", "--merchant", "luigis"],
+            FAILED,
+        ),
+        (
+            &["order", "cancel", "4711", "-m", "luigis", "--reason", "x"],
+            FAILED,
+        ),
         (&["merchant", "show", "luigis"], OK),
+        (&["merchant", "explain", "luigis"], FAILED),
         (&["merchant", "delete", "luigis"], FAILED),
     ] {
         let begun = Instant::now();

@@ -166,6 +166,35 @@ async fn orders_wait_for_the_opening_hours() -> Result<()> {
     node.check(&[]).await
 }
 
+/// It opens by itself when its clock, not ours, says so.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes: just test-long"]
+async fn long_a_merchant_opens_by_its_clock() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    let mut merchant = world.merchant("thali");
+    let zone = jiff::tz::TimeZone::get("Asia/Kolkata")?;
+    let now = jiff::Timestamp::now().to_zoned(zone.clone());
+    let minute = u16::try_from(now.hour())? * 60 + u16::try_from(now.minute())?;
+    let opens = (minute + 2) % 1_440;
+    merchant.hours = Some(Arc::new(Hours {
+        zone_name: "Asia/Kolkata".to_owned(),
+        zone,
+        open: vec![OpenRange {
+            days: 0b111_1111,
+            from: opens,
+            to: (opens + 60) % 1_440,
+        }],
+    }));
+    world.register(&merchant).await?;
+    world.publish("thali", 10).await?;
+    let left = 120 - now.second() - 5;
+    tokio::time::sleep(Duration::from_secs(u64::try_from(left)?)).await;
+    ensure!(world.fleet.arrivals("thali").is_empty(), "before it opens");
+    world.arrived("thali", 10, SOON).await?;
+    node.check(&[]).await
+}
+
 /// An order is taken back from the store and from a mailbox; one in flight is not.
 #[tokio::test(flavor = "multi_thread")]
 async fn orders_are_cancelled_until_they_are_sent() -> Result<()> {

@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// The order's id
     id: OrderId,
     /// Its merchant
-    #[arg(long, value_name = "ID")]
+    #[arg(long, short, value_name = "ID")]
     merchant: MerchantId,
     /// Why, for those who look later; stands in the order's outcome
     #[arg(long, value_parser = crate::cli::operator::reason, value_name = "TEXT")]
