@@ -43,6 +43,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
             "core",
             "nats",
             "fleet",
+            "ports",
             "harness",
             "expediter",
         ],
