@@ -165,22 +165,41 @@ impl PartitionMachine {
             .backlogs
             .iter()
             .filter(|(id, _)| only.is_none_or(|only| *id == only));
-        backlogs
-            .map(|(id, backlog)| MerchantRow {
-                merchant: id.clone(),
-                state: Self::state(id, backlog, directory, now),
-                backlog: backlog.unloaded
-                    + u64::from(backlog.offered)
-                    + u64::from(backlog.finishing),
-                in_flight: backlog.running,
-                mailbox: backlog.offered,
-                delivered: backlog.stats.delivered,
-                latencies: backlog.stats.latencies.iter().copied().collect(),
-                last_error: backlog.stats.last_error.clone(),
-                per_minute: backlog.stats.pace(now),
-                oldest: oldest.get(id).copied(),
-            })
-            .collect()
+        let rows = backlogs.map(|(id, backlog)| MerchantRow {
+            merchant: id.clone(),
+            state: Self::state(id, backlog, directory, now),
+            backlog: backlog.unloaded + u64::from(backlog.offered) + u64::from(backlog.finishing),
+            in_flight: backlog.running,
+            mailbox: backlog.offered,
+            delivered: backlog.stats.delivered,
+            latencies: backlog.stats.latencies.iter().copied().collect(),
+            last_error: backlog.stats.last_error.clone(),
+            per_minute: backlog.stats.pace(now),
+            oldest: oldest.get(id).copied(),
+        });
+        let mut rows: Vec<_> = rows.collect();
+        if let Some(id) = only.filter(|_| rows.is_empty()) {
+            rows.extend(Self::held_row(id, directory, now));
+        }
+        rows
+    }
+
+    /// Of a merchant that has nothing here, and takes nothing either.
+    fn held_row(id: &MerchantId, directory: &dyn Directory, now: Now) -> Option<MerchantRow> {
+        let merchant = directory.merchant(id)?;
+        let held = HeldBy::of(&merchant, directory, now)?;
+        Some(MerchantRow {
+            merchant: id.clone(),
+            state: MerchantState::Held(held),
+            backlog: 0,
+            in_flight: 0,
+            mailbox: 0,
+            delivered: 0,
+            latencies: Vec::new(),
+            last_error: String::new(),
+            per_minute: 0,
+            oldest: None,
+        })
     }
 
     fn state(

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use expediter_fleet::merchants::Behaviour;
-use expediter_harness::{NewOrder, World};
+use expediter_harness::{NewOrder, World, eventually};
 use expediter_types::{DeadReason, Hours, OpenRange, OutcomeKind};
 
 use super::{CONFLICT, FAILED, NOT_FOUND, OK, USAGE, run};
@@ -40,6 +40,14 @@ async fn a_pause_keeps_the_backlog_over_a_kill() -> Result<()> {
         .await?
         .exits(OK)?
         .says(&["paused", "luigis"])?;
+    // Also of one that has never had an order.
+    world.register(&world.merchant("new")).await?;
+    let pause_new = ["merchant", "pause", "new", "--reason", "not ready yet"];
+    run(&world, &pause_new).await?.exits(OK)?;
+    for verb in ["show", "explain"] {
+        let told = run(&world, &["merchant", verb, "new"]).await?.exits(OK)?;
+        told.says(&["paused", "not ready yet"])?;
+    }
     world.publish("luigis", 20).await?;
     world.publish("marios", 20).await?;
     world.arrived("marios", 20, SOON).await?;
@@ -340,7 +348,12 @@ async fn a_drain_can_be_stopped_and_goes_on() -> Result<()> {
     ];
     let mut stopped = super::command(world.dir())?;
     let child = stopped.args(drain).spawn()?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Its record is written when the decision is in force; what follows is only waited for.
+    eventually("the drain is recorded", SOON, async || {
+        let audit = run(&world, &["audit", "--merchant", "hung", "--json"]).await?;
+        Ok((!audit.exits(OK)?.objects()?.is_empty()).then_some(()))
+    })
+    .await?;
     super::signal(&child, "-INT")?;
     let output = tokio::time::timeout(Duration::from_secs(3), child.wait_with_output());
     let output = output.await.context("it goes on waiting")??;
@@ -379,7 +392,7 @@ async fn a_group_of_closed_merchants_is_resumed() -> Result<()> {
     }
     let closed = |id: &'static str| {
         let world = &world;
-        expediter_harness::eventually("it is suspended", SOON, async move || {
+        eventually("it is suspended", SOON, async move || {
             let shown = run(world, &["merchant", "explain", id]).await?.exits(OK)?;
             Ok(shown
                 .out
