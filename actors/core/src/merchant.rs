@@ -19,6 +19,7 @@ mod budget;
 mod closing;
 pub mod limits;
 mod machine;
+mod promises;
 mod schedule;
 mod select;
 

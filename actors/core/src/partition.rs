@@ -7,6 +7,7 @@
 //! one queue, and one record is under way at a time. The same inputs give the same outputs, in the
 //! same order: no iteration over a hash map may decide what comes first.
 
+mod actors;
 mod backlog;
 mod cancel;
 mod doubt;
@@ -34,7 +35,7 @@ use expediter_types::{
 use crate::merchant::{Closure, Ended, Offer, millis};
 use crate::quota::Quotas;
 use crate::recovery::Recovered;
-use crate::repeats::Repeats;
+use crate::repeats::{Repeats, Verdict};
 use crate::store::{Gate, PartitionMeta, StoreBatch, StoreOp, StoredPartition};
 use crate::{Order, Stored, key_hash, ledger::Ledger};
 
@@ -251,8 +252,9 @@ pub struct PartitionMachine {
     doubted: HashMap<(MerchantId, OrderId), UnixMillis>,
     /// Attempts of unfinished orders, for the mark; bounded.
     attempted: BTreeMap<Seq, AttemptCount>,
-    /// Orders of the store, and the younger one of the same id that was sent before they were known.
-    superseded: HashMap<Seq, (Seq, intake::Closure)>,
+    /// Orders of the store that a younger one of the same id, which was sent before they were known,
+    /// closes.
+    superseded: HashMap<Seq, Verdict>,
     /// What the former owner knew about orders that this store does not have.
     inherited: HashMap<Seq, AttemptCount>,
     /// This owner began then.

@@ -49,6 +49,18 @@ pub enum Verdict {
     Conflict(Seq),
 }
 
+impl Verdict {
+    /// The same of the other order, whose id stands at this sequence.
+    #[must_use]
+    pub fn against(self, seq: Seq) -> Self {
+        match self {
+            Self::New => Self::New,
+            Self::Repeat(_) => Self::Repeat(seq),
+            Self::Conflict(_) => Self::Conflict(seq),
+        }
+    }
+}
+
 /// Two generations of ids: when the younger is full, the elder is forgotten. The effective window
 /// is between half of the capacity and all of it.
 #[derive(Debug)]

@@ -4,6 +4,7 @@ mod courier;
 #[cfg(feature = "fakes")]
 pub mod fakes;
 mod log;
+mod panic;
 mod registry;
 mod slices;
 mod store;
@@ -14,6 +15,7 @@ pub use log::{
     PartitionIntake, PartitionLog, PublishFailure, Purge, StartPartition, Stop, Stopped,
     Undecodable,
 };
+pub use panic::panic_text;
 pub use registry::{DecisionSubject, Registered, RegistrySink};
 pub use slices::{SharedLimit, SharedLimits, SliceWant};
 pub use store::{MerchantStore, StoreError, StoreUsage, looked_at};

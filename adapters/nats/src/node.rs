@@ -1,13 +1,12 @@
 //! A node's side of the broker: what it starts, in which order it ends.
 
-use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use expediter_ports::{PartitionHost, RegistrySink};
+use expediter_ports::{PartitionHost, RegistrySink, panic_text};
 use expediter_types::{NodeName, Partition, Seq, UnixMillis};
 use expediter_wire::subjects;
 use futures::FutureExt as _;
@@ -375,18 +374,12 @@ impl Tasks {
                 tracing::debug!(task, "ended");
                 return;
             };
-            let why = panic_text(&*panic);
+            let why = panic_text(&*panic).to_owned();
             tracing::error!(task, why, "the node must end");
             course.send_replace(Course::Abandon);
             failure.send_replace(Some(Failure::Task { task, why }));
         });
     }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "panicked".to_owned())
 }
 
 /// Tells the events what the connections go through.

@@ -58,6 +58,9 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// Changes of a merchant that are kept.
+    pub const HISTORY: u8 = 16;
+
     /// Over that connection.
     #[must_use]
     pub fn new(connection: &Connection) -> Self {
@@ -125,6 +128,20 @@ impl Registry {
         }
     }
 
+    /// The limits that this merchant shares with others: of its group and its credential, where these
+    /// have some.
+    ///
+    /// # Errors
+    /// As [`Registry::list`].
+    pub async fn scopes_of(&self, merchant: &Merchant) -> Result<Vec<ScopeEntry>, Error> {
+        let mut found = Vec::new();
+        found.extend(self.scope(LimitScope::Group, &merchant.group).await?);
+        if let Some(credential) = &merchant.adapter.credential {
+            found.extend(self.scope(LimitScope::Credential, credential).await?);
+        }
+        Ok(found)
+    }
+
     /// Creates (`expected` 0) or changes (`expected`: the revision it replaces) a merchant. Gives the
     /// new revision.
     ///
@@ -182,7 +199,7 @@ impl Registry {
         written.map(drop)
     }
 
-    /// The newest changes of a merchant, oldest first; the bucket keeps 16.
+    /// The newest changes of a merchant, oldest first: the newest [`Registry::HISTORY`].
     ///
     /// # Errors
     /// As [`Registry::list`].

@@ -9,7 +9,7 @@ use async_nats::jetstream::stream::{
 use expediter_wire::subjects;
 
 use crate::broker::{Broker, ENVELOPE_ROOM};
-use crate::{Connection, Difference, Error};
+use crate::{Connection, Difference, Error, Registry};
 
 /// The server's default of 1,000 is too near to what many partitions and readers need.
 const MAX_CONSUMERS: i32 = 4_096;
@@ -84,7 +84,12 @@ pub async fn ensure(connection: &Connection, topology: &Topology) -> Result<u16,
         },
         Wanted::bucket(bucket(topology, subjects::NODES, 1, true)),
         // The registry's history is what a rollback goes back to.
-        Wanted::bucket(bucket(topology, subjects::MERCHANTS, 16, false)),
+        Wanted::bucket(bucket(
+            topology,
+            subjects::MERCHANTS,
+            Registry::HISTORY.into(),
+            false,
+        )),
         Wanted::bucket(bucket(topology, subjects::SHIFT, 16, false)),
         Wanted::bucket(bucket(topology, subjects::CONTROL, 1, false)),
         Wanted::bucket(bucket(topology, subjects::SCOPES, 1, false)),

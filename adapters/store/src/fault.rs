@@ -33,11 +33,7 @@ impl Fault {
 
     /// From what `catch_unwind` gives.
     pub(crate) fn panicked(payload: &(dyn any::Any + Send)) -> Self {
-        let text = payload
-            .downcast_ref::<&str>()
-            .copied()
-            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("no message");
+        let text = expediter_ports::panic_text(payload);
         Self::Panicked(text.chars().take(500).collect())
     }
 

@@ -133,44 +133,30 @@ impl Stage<'_> {
         stop: &mut StopSignals,
     ) -> anyhow::Result<u64> {
         let fleet = fleet::start()?;
-        let node = tokio::select! {
-            node = self.start(tracing) => node?,
+        let (connection, node) = tokio::select! {
+            started = self.start(tracing) => started?,
             _ = stop.next() => return Ok(0),
         };
         let played = tokio::select! {
-            played = self.prepare(&fleet) => match played {
-                Ok((connection, account)) => {
-                    let played = self.play(&node, &connection, &account, url, stop).await;
-                    connection.close().await;
-                    played
-                }
+            account = prepare(&connection, &fleet) => match account {
+                Ok(account) => self.play(&node, &connection, &account, url, stop).await,
                 Err(error) => Err(error),
             },
             _ = stop.next() => Ok(0),
         };
         eprintln!("stopping");
         node.stop().await;
+        connection.close().await;
         played
     }
 
-    /// Its own broker, or one that nobody else works with: a node takes every merchant's orders.
-    async fn start(&self, tracing: Tracing) -> anyhow::Result<RunningNode> {
-        let connection = self.connect().await?;
-        alone::check(&connection, &self.config.nats.servers.join(",")).await?;
-        connection.close().await;
-        RunningNode::start(&self.config, tracing).await
-    }
-
-    async fn prepare(&self, fleet: &FleetHandle) -> anyhow::Result<(Connection, Account)> {
-        let connection = self.connect().await?;
-        fleet::register(&connection, fleet).await?;
-        let account = Account::follow(&connection).await?;
-        Ok((connection, account))
-    }
-
-    async fn connect(&self) -> anyhow::Result<Connection> {
+    /// With its own broker, or one that nobody else works with: a node takes every merchant's orders.
+    async fn start(&self, tracing: Tracing) -> anyhow::Result<(Connection, RunningNode)> {
         let options = self.config.connect_options("expediter dev")?;
-        Ok(Connection::open_once(&options).await?)
+        let connection = Connection::open_once(&options).await?;
+        alone::check(&connection, &self.config.nats.servers.join(",")).await?;
+        let node = RunningNode::start(&self.config, tracing).await?;
+        Ok((connection, node))
     }
 
     /// Publishes and shows until the end, then closes the books.
@@ -230,6 +216,11 @@ impl Stage<'_> {
         }
         Ok(screen.close()?)
     }
+}
+
+async fn prepare(connection: &Connection, fleet: &FleetHandle) -> anyhow::Result<Account> {
+    fleet::register(connection, fleet).await?;
+    Account::follow(connection).await
 }
 
 fn config(args: &Args) -> anyhow::Result<Config> {

@@ -211,10 +211,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
-        let payload = panic.payload();
-        let text = payload.downcast_ref::<&str>().copied();
-        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        let why = text.unwrap_or_default();
+        let why = expediter_ports::panic_text(panic.payload());
         let thread = std::thread::current();
         let thread = thread.name().unwrap_or_default();
         tracing::error!(place, thread, why, "panicked");

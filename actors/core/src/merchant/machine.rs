@@ -14,7 +14,6 @@ use super::limits::{Rates, Ready};
 use super::schedule::Pace;
 use super::select::{Contest, Rank};
 use super::{Accepting, Closure, Effect, Next, Offer, SHORT_CLOSURE, Wait, expiry, millis};
-use crate::check_invariant;
 use crate::quota::Quotas;
 
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +42,7 @@ impl Slot {
 #[derive(Debug)]
 pub struct MerchantMachine {
     pub(super) merchant: Arc<Merchant>,
-    rates: Rates,
+    pub(super) rates: Rates,
     pub(super) concurrency: Adaptive,
     pub(super) health: Health,
     pub(super) budget: Budget,
@@ -314,7 +313,7 @@ impl MerchantMachine {
 
     /// The merchant may have the order, and would not know it again: its manifest says so since, or
     /// the key is too old.
-    fn forgotten(&self, seq: Seq, now: Now) -> bool {
+    pub(super) fn forgotten(&self, seq: Seq, now: Now) -> bool {
         if self.merchant.adapter.idempotency == Idempotency::Lookup {
             return false;
         }
@@ -354,40 +353,6 @@ impl MerchantMachine {
             self.concurrency.reached();
         }
         Some(number)
-    }
-
-    /// The last look at the promises before a request leaves, apart from how it was chosen.
-    fn check_start(&self, seq: Seq, now: Now) {
-        check_invariant!(
-            Ord3,
-            !self.forgotten(seq, now),
-            "order {seq} is sent again, and merchant {} would not know it again",
-            self.merchant.id
-        );
-        let concurrency = self.concurrency();
-        check_invariant!(
-            Rate1,
-            self.running < concurrency,
-            "order {seq} starts beside {} of {concurrency} attempts at merchant {}",
-            self.running,
-            self.merchant.id
-        );
-        check_invariant!(
-            Rate1,
-            self.rates.ready_at(now.mono).at <= now.mono,
-            "order {seq} starts before the rate of merchant {} lets it go",
-            self.merchant.id
-        );
-        let key = self.slots.get(&seq).and_then(|slot| slot.offer.key);
-        if let Some(queue) = key.and_then(|key| self.keys.get(&key)) {
-            let waits = |seq: &Seq| self.slots.get(seq).is_some_and(|s| s.running.is_none());
-            check_invariant!(
-                Ord4,
-                queue.front() == Some(&seq) && (self.running == 0 || queue.iter().all(waits)),
-                "order {seq} starts before an older one of its key at merchant {}",
-                self.merchant.id
-            );
-        }
     }
 
     /// The oldest order of a key may start, unless one of them runs.

@@ -25,38 +25,12 @@ pub struct Explained {
 /// What is known of an order's waiting, besides its merchant's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OrderWait {
-    /// Older orders of the merchant that are in memory and not in the store.
-    pub ahead_in_memory: u64,
-    pub turn: Turn,
+    /// Orders of the merchant that go before it.
+    pub ahead: u64,
     /// An older order that shares its key was parked, and a person has to resolve that.
     pub parked_key: bool,
     /// Its attempt is being listed in OUTCOMES and has not left.
     pub marking: bool,
-}
-
-/// Which stored orders of the merchant go before one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
-    /// The older ones, with those of high priority that are younger, without the older ones of low
-    /// priority.
-    Sequence { more: u64, less: u64 },
-    /// So many of high priority.
-    High(u64),
-    /// All but those of its own priority, of which so many are older; but for its share of the
-    /// places.
-    Low { stored: u64, older: u64 },
-}
-
-impl Turn {
-    /// Orders that go before, when so many are older.
-    #[must_use]
-    pub fn ahead(self, older: u64) -> u64 {
-        match self {
-            Self::Sequence { more, less } => (older + more).saturating_sub(less),
-            Self::High(ahead) => ahead,
-            Self::Low { stored, older } => stored + older,
-        }
-    }
 }
 
 impl PartitionMachine {
@@ -79,20 +53,18 @@ impl PartitionMachine {
         self.window.get(&seq).map(|held| held.stored.clone())
     }
 
-    /// Why this order waits.
+    /// Why this order waits. `older`: so many older ones of its merchant are in the store.
     #[must_use]
-    pub fn explain_order(&self, stored: &Stored, directory: &dyn Directory) -> OrderWait {
+    pub fn explain_order(
+        &self,
+        stored: &Stored,
+        older: u64,
+        directory: &dyn Directory,
+    ) -> OrderWait {
         let order = &stored.order;
-        let merchant = &order.envelope.merchant;
-        let older = |seq: Seq| seq < order.seq;
-        let ahead = self.window.values().filter(|held| {
-            let other = &held.stored.order;
-            !held.in_store && older(other.seq) && other.envelope.merchant == *merchant
-        });
-        let manifest = directory.merchant(merchant);
+        let manifest = directory.merchant(&order.envelope.merchant);
         OrderWait {
-            ahead_in_memory: ahead.count() as u64,
-            turn: self.turn(stored),
+            ahead: self.ahead_in_memory(stored) + self.ahead_in_store(stored, older),
             parked_key: manifest.is_some_and(|manifest| self.parked.holds(&manifest, order)),
             marking: self
                 .window
@@ -101,23 +73,30 @@ impl PartitionMachine {
         }
     }
 
-    /// Lanes are empty where an ordering keeps the sequence.
-    fn turn(&self, stored: &Stored) -> Turn {
+    fn ahead_in_memory(&self, stored: &Stored) -> u64 {
+        let order = &stored.order;
+        let ahead = self.window.values().filter(|held| {
+            let other = &held.stored.order;
+            let same = other.envelope.merchant == order.envelope.merchant;
+            !held.in_store && same && other.seq < order.seq
+        });
+        ahead.count() as u64
+    }
+
+    /// By the lanes of the priorities, which are empty where an ordering keeps the sequence.
+    fn ahead_in_store(&self, stored: &Stored, older: u64) -> u64 {
         let order = &stored.order;
         let Some(backlog) = self.backlogs.get(&order.envelope.merchant) else {
-            return Turn::Sequence { more: 0, less: 0 };
+            return older;
         };
         let ([high, low], [older_high, older_low]) = backlog.lanes.around(order.seq);
         match order.envelope.priority {
-            Priority::High if backlog.lanes.contains(order.seq) => Turn::High(older_high),
-            Priority::Low if backlog.lanes.contains(order.seq) => Turn::Low {
-                stored: backlog.unloaded.saturating_sub(low),
-                older: older_low,
-            },
-            _ => Turn::Sequence {
-                more: high - older_high,
-                less: older_low,
-            },
+            Priority::High if backlog.lanes.contains(order.seq) => older_high,
+            // All others, but for its own share of the places.
+            Priority::Low if backlog.lanes.contains(order.seq) => {
+                backlog.unloaded.saturating_sub(low) + older_low
+            }
+            _ => (older + high - older_high).saturating_sub(older_low),
         }
     }
 }

@@ -14,15 +14,6 @@ use crate::repeats::{self, Verdict};
 use crate::store::Repeat;
 use crate::{IntakeSource, LogMessage, Order, OrderState, Stored, Undecodable, payload_hash};
 
-/// Why an order closes whose id stands at another sequence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Closure {
-    /// It is the same order.
-    Repeat,
-    /// It is another order.
-    Conflict,
-}
-
 impl PartitionMachine {
     /// Messages of the partition, in sequence. `pending_none_below`: nothing of the partition is
     /// pending at or below it, for the main reader.
@@ -78,33 +69,32 @@ impl PartitionMachine {
     /// younger is on its way by then.
     fn note_again(&mut self, order: &Arc<Order>, now: Now) {
         let seq = order.seq;
-        let (first, closure) = match self.repeats.check(repeat_of(order)) {
-            Verdict::New => return,
-            Verdict::Repeat(first) => (first, Closure::Repeat),
-            Verdict::Conflict(first) => (first, Closure::Conflict),
+        let verdict = self.repeats.check(repeat_of(order));
+        let (Verdict::Repeat(first) | Verdict::Conflict(first)) = verdict else {
+            return;
         };
         if first > seq && self.ledger.is_open(first) && !self.may_be_tried(first) {
             // This is the older one; the other closes when it comes by again.
             self.repeats.replace(repeat_of(order));
         } else if self.closes_unsent(seq) {
-            self.close_stored(order, closure, first, now);
+            self.close_stored(order, verdict, now);
         } else if self.window.contains_key(&seq)
             && self.ledger.is_open(first)
             && self.closes_unsent(first)
         {
             // The older one closes when it is loaded.
-            self.superseded.insert(first, (seq, closure));
+            self.superseded.insert(first, verdict.against(seq));
         }
     }
 
     /// Closes an order of the store that a younger one of its id went before; false: it goes itself.
     pub(super) fn closed_as_superseded(&mut self, order: &Arc<Order>, now: Now) -> bool {
-        let Some((younger, closure)) = self.superseded.remove(&order.seq) else {
+        let Some(verdict) = self.superseded.remove(&order.seq) else {
             return false;
         };
         let closes = self.closes_unsent(order.seq);
         if closes {
-            self.close_stored(order, closure, younger, now);
+            self.close_stored(order, verdict, now);
         }
         closes
     }
@@ -116,36 +106,17 @@ impl PartitionMachine {
         !self.is_tried_here(seq) && !self.attempted.get(&seq).is_some_and(ambiguous)
     }
 
-    fn close_stored(&mut self, order: &Arc<Order>, closure: Closure, other: Seq, now: Now) {
+    fn close_stored(&mut self, order: &Arc<Order>, verdict: Verdict, now: Now) {
+        let Some((kind, why)) = closes(verdict) else {
+            return;
+        };
         self.take_unloaded(&order.envelope.merchant);
         let stored = Stored {
             order: Arc::clone(order),
             state: OrderState::default(),
             deadline: order.envelope.created,
         };
-        self.close_repeat(stored, true, closure, other, now);
-    }
-
-    /// The id stands at another sequence.
-    fn close_repeat(
-        &mut self,
-        stored: Stored,
-        in_store: bool,
-        closure: Closure,
-        other: Seq,
-        now: Now,
-    ) {
-        let (kind, why) = match closure {
-            Closure::Repeat => (
-                OutcomeKind::Duplicate,
-                format!("the same order stands at sequence {other}"),
-            ),
-            Closure::Conflict => (
-                OutcomeKind::DeadLettered(DeadReason::IdConflict),
-                format!("the id was used at sequence {other} with another payload"),
-            ),
-        };
-        self.conclude(stored, in_store, kind, Why::from(why), now);
+        self.conclude(stored, true, kind, why, now);
     }
 
     fn may_be_tried(&self, seq: Seq) -> bool {
@@ -183,14 +154,8 @@ impl PartitionMachine {
             state,
             deadline,
         };
-        match verdict {
-            Verdict::New => {}
-            Verdict::Repeat(first) => {
-                return self.close_repeat(stored, false, Closure::Repeat, first, now);
-            }
-            Verdict::Conflict(first) => {
-                return self.close_repeat(stored, false, Closure::Conflict, first, now);
-            }
+        if let Some((kind, why)) = closes(verdict) {
+            return self.conclude(stored, false, kind, why, now);
         }
         self.parked.note(&stored.order);
         let Some(merchant) = merchant else {
@@ -252,6 +217,22 @@ impl PartitionMachine {
         let kind = OutcomeKind::DeadLettered(DeadReason::Undecodable);
         self.conclude(stored, false, kind, Why::from(bad.reason), now);
     }
+}
+
+/// How an order ends whose id stands at another sequence.
+fn closes(verdict: Verdict) -> Option<(OutcomeKind, Why)> {
+    let (kind, why) = match verdict {
+        Verdict::New => return None,
+        Verdict::Repeat(other) => (
+            OutcomeKind::Duplicate,
+            format!("the same order stands at sequence {other}"),
+        ),
+        Verdict::Conflict(other) => (
+            OutcomeKind::DeadLettered(DeadReason::IdConflict),
+            format!("the id was used at sequence {other} with another payload"),
+        ),
+    };
+    Some((kind, Why::from(why)))
 }
 
 /// What is known of a message that is no order.

@@ -1,7 +1,7 @@
 //! Why orders wait, in plain words.
 
-use expediter_nats::{Connection, Registry, RegistryChange};
-use expediter_types::{LimitScope, Merchant, MerchantId, OrderId, UnixMillis};
+use expediter_nats::{Connection, Registry, RegistryChange, ScopeEntry};
+use expediter_types::{Merchant, MerchantId, OrderId, UnixMillis};
 use expediter_wire::Rfc3339;
 use expediter_wire::control::{HoldStatus, Place};
 use expediter_wire::explain::{Explanation, Reason};
@@ -13,9 +13,6 @@ use super::out::Out;
 use super::owners::Owners;
 use super::text::{ago, clean, count, counted, now, when_and_ago};
 use super::{Error, Global};
-
-/// Changes of a merchant that the registry keeps.
-const KEPT: usize = 16;
 
 /// An explanation for machines.
 #[derive(Debug, Serialize)]
@@ -94,16 +91,19 @@ impl Behind {
         for reason in reasons {
             match reason {
                 Reason::Rate { .. } => {
-                    behind.set_by = set_by(&history, |m| format!("{:?}", rates(m)))
+                    behind.set_by = set_by(&history, |m| (m.limits.rates.clone(), m.limits.burst));
                 }
                 Reason::Concurrency { .. } => {
                     let limits = &newest.limits;
                     behind.adaptive = limits.min_concurrency.map(|_| limits.concurrency);
                     behind.set_by = set_by(&history, |m| {
-                        format!("{} {:?}", m.limits.concurrency, m.limits.min_concurrency)
+                        (m.limits.concurrency, m.limits.min_concurrency)
                     });
                 }
-                Reason::SharedLimit => behind.shared = shared(&registry, newest).await,
+                Reason::SharedLimit => {
+                    let scopes = registry.scopes_of(newest).await.unwrap_or_default();
+                    behind.shared = scopes.into_iter().map(Shared::from).collect();
+                }
                 _ => {}
             }
         }
@@ -111,23 +111,11 @@ impl Behind {
     }
 }
 
-fn rates(merchant: &Merchant) -> (&[expediter_types::Rate], u32) {
-    (&merchant.limits.rates, merchant.limits.burst)
-}
-
-/// The limits of the merchant's group and credential, where they have some.
-async fn shared(registry: &Registry, merchant: &Merchant) -> Vec<Shared> {
-    let group = Some((LimitScope::Group, merchant.group.as_str()));
-    let credential = merchant.adapter.credential.as_deref();
-    let credential = credential.map(|id| (LimitScope::Credential, id));
-    let mut found = Vec::new();
-    for (kind, id) in group.into_iter().chain(credential) {
-        let Ok(Some(entry)) = registry.scope(kind, id).await else {
-            continue;
-        };
+impl From<ScopeEntry> for Shared {
+    fn from(entry: ScopeEntry) -> Self {
         let ScopeRegistration { scope, actor, at } = entry.registration;
-        found.push(Shared {
-            scope: kind.as_str(),
+        Self {
+            scope: scope.kind.as_str(),
             name: scope.id,
             rates: scope.rates.iter().map(ToString::to_string).collect(),
             concurrency: scope.concurrency,
@@ -136,9 +124,8 @@ async fn shared(registry: &Registry, merchant: &Merchant) -> Vec<Shared> {
                 at: Rfc3339(at),
                 revision: entry.revision,
             },
-        });
+        }
     }
-    found
 }
 
 /// Asks the owner, and says what it answers.
@@ -180,13 +167,17 @@ pub(super) async fn run(
 
 /// The change that made this part of the manifest what it is; `None` when it is older than what the
 /// registry keeps.
-fn set_by(history: &[RegistryChange], part: impl Fn(&Merchant) -> String) -> Option<SetBy> {
+fn set_by<P: PartialEq>(
+    history: &[RegistryChange],
+    part: impl Fn(&Merchant) -> P,
+) -> Option<SetBy> {
     let part = |change: &RegistryChange| change.merchant.as_ref().map(&part);
     let newest = part(history.last()?);
     let same = history.iter().rev().take_while(|c| part(c) == newest);
     let first = same.last()?;
     // The oldest that is kept may only have kept it.
-    let known = history.len() < KEPT || first.revision != history.first()?.revision;
+    let all = history.len() < usize::from(Registry::HISTORY);
+    let known = all || first.revision != history.first()?.revision;
     known.then(|| SetBy {
         actor: first.actor.clone(),
         at: Rfc3339(first.at),
@@ -472,10 +463,10 @@ mod tests {
             change(3, "bob", |m| m.limits.backlog = Some(1_000)),
         ];
         let of_rates = |history: &[RegistryChange]| {
-            set_by(history, |m| format!("{:?}", rates(m))).map(|by| by.actor)
+            set_by(history, |m| m.limits.rates.clone()).map(|by| by.actor)
         };
         assert_eq!(of_rates(&history).as_deref(), Some("ann"));
-        let full: Vec<_> = (5..5 + KEPT as u64)
+        let full: Vec<_> = (5..5 + u64::from(Registry::HISTORY))
             .map(|n| change(n, "bob", |_| {}))
             .collect();
         assert_eq!(of_rates(&full), None, "whoever set it is no longer kept");

@@ -45,26 +45,24 @@ pub(super) async fn order(
         Some(seq) => platform.stored(partition, merchant.clone(), seq).await,
         None => None,
     };
-    let seq = order.seq;
-    let asked = platform.ask(partition, move |machine, directory| {
-        let now = Clock::now();
-        let held = seq.and_then(|seq| machine.held(seq));
-        let wait = held
-            .or(stored)
-            .map(|stored| machine.explain_order(&stored, directory));
-        (machine.explain(&id, directory, now), wait, now)
-    });
-    let (explained, wait, now) = asked.await?;
-    let stored_ahead = match order.seq.filter(|_| waits) {
+    let older = match order.seq.filter(|_| waits) {
         Some(seq) => {
             let below = platform.stored_below(partition, merchant.clone(), seq, COUNTED);
             below.await.unwrap_or(0)
         }
         None => 0,
     };
-    let ahead = wait
-        .as_ref()
-        .map(|wait| wait.ahead_in_memory + wait.turn.ahead(stored_ahead as u64));
+    let seq = order.seq;
+    let asked = platform.ask(partition, move |machine, directory| {
+        let now = Clock::now();
+        let held = seq.and_then(|seq| machine.held(seq));
+        let wait = held
+            .or(stored)
+            .map(|stored| machine.explain_order(&stored, older as u64, directory));
+        (machine.explain(&id, directory, now), wait, now)
+    });
+    let (explained, wait, now) = asked.await?;
+    let ahead = wait.as_ref().map(|wait| wait.ahead);
     let reasons = match waits {
         true => of_order(&order, wait.as_ref(), &explained, ahead, now.wall),
         false => Vec::new(),
@@ -76,7 +74,7 @@ pub(super) async fn order(
         .and_then(|(ahead, from)| goes(ahead + 1, explained.ended_per_minute, from))
         // Those ahead may have gone by the time that it waits for.
         .map(|at| order.due.map_or(at, |due| at.max(due.0)));
-    let more = stored_ahead >= COUNTED;
+    let more = older >= COUNTED;
     Some(reply(
         explained,
         merchant,

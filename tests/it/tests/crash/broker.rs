@@ -10,7 +10,7 @@ use expediter_nats::Registry;
 use expediter_ports::DecisionSubject;
 use expediter_types::{DeadReason, Idempotency, OutcomeKind};
 use expediter_wire::Rfc3339;
-use expediter_wire::control::{Decision, MerchantDecision};
+use expediter_wire::control::{Decision, MerchantDecision, MerchantState};
 
 use super::shop;
 
@@ -102,8 +102,10 @@ async fn comes_back_empty() -> Result<()> {
     };
     let pause = decision(Decision::Paused, 1_770_000_000_000);
     registry.decide(&paused, &pause, 0).await?;
-    // Followed within a second, and what comes then is kept.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    crate::flow::stands(&world, "paused", DRAIN, |status| {
+        status.state == MerchantState::Paused
+    })
+    .await?;
     world.publish("paused", 5).await?;
     eventually("all are in the store", DRAIN, async || {
         Ok((node.metric("expediter_orders_stored").await? == 65.0).then_some(()))

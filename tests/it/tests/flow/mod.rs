@@ -104,7 +104,7 @@ async fn status(world: &World, merchant: &str) -> Result<MerchantStatus> {
 }
 
 /// Waits until a merchant stands as `holds` asks.
-async fn stands(
+pub(crate) async fn stands(
     world: &World,
     merchant: &str,
     deadline: Duration,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use expediter_nats::{Connection, OrderPublisher, Registry, dead_letter};
 use expediter_types::{
-    DeadReason, Idempotency, LimitScope, Merchant, MerchantId, OrderId, Priority, Rate, UnixMillis,
+    DeadReason, Idempotency, Merchant, MerchantId, OrderId, Priority, Rate, UnixMillis,
 };
 use expediter_wire::audit::AuditTarget;
 use expediter_wire::order::parse_moment;
@@ -40,8 +40,7 @@ payload and idempotency key, and with low priority, so that fresh orders go firs
 deadline; without one of its own that is the merchant's, from its first publish. What is past it, was
 published again already, has no merchant any more, or may have been received by one without
 idempotency is left out; of the latter, --reason-is ambiguous or an id says that they are meant.
-Ctrl-C stops between two; the same
-command goes on where it stopped.
+Ctrl-C stops between two; the same command goes on where it stopped.
 
 Examples:
   expediter deadletter replay 4711 --merchant luigis --reason 'their POS is back'
@@ -120,7 +119,7 @@ impl Summary {
 pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let deadline = deadline(args.deadline.as_deref())?;
     let connection = global.connect().await?;
-    let asks_for_ambiguous = args.selection.asks_for(DeadReason::Ambiguous);
+    let doubtful = args.id.is_some() || args.selection.asks_for(DeadReason::Ambiguous);
     let letters = args
         .selection
         .letters(&connection, args.id.as_ref())
@@ -129,8 +128,7 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
         dry_run: args.dry_run,
         ..Summary::default()
     };
-    let mut plan = Plan::new(deadline, args.priority)?;
-    plan.doubtful = args.id.is_some() || asks_for_ambiguous;
+    let mut plan = Plan::new(deadline, args.priority, doubtful)?;
     let letters = not_again(&connection, letters, &mut summary).await?;
     plan.fill(&connection, letters, args.limit, &mut summary)
         .await?;
@@ -233,12 +231,16 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(deadline: Option<UnixMillis>, priority: Priority) -> Result<Self, Error> {
+    fn new(
+        deadline: Option<UnixMillis>,
+        priority: Priority,
+        doubtful: bool,
+    ) -> Result<Self, Error> {
         let most = Rate::new(10, Duration::from_secs(1));
         Ok(Self {
             deadline,
             priority,
-            doubtful: false,
+            doubtful,
             letters: Vec::new(),
             counts: Counts::new(),
             pace: most.ok_or_else(|| Error::failed("10/s is a rate"))?,
@@ -254,7 +256,7 @@ impl Plan {
     ) -> Result<(), Error> {
         let registry = Registry::new(connection);
         let mut known: HashMap<MerchantId, Option<Merchant>> = HashMap::new();
-        let mut shared: HashMap<(LimitScope, String), Vec<Rate>> = HashMap::new();
+        let mut paced: HashSet<MerchantId> = HashSet::new();
         for letter in letters {
             let envelope = &letter.item.outcome.envelope;
             let id = &envelope.merchant;
@@ -289,19 +291,12 @@ impl Plan {
                 summary.leave_out("above --limit");
                 continue;
             }
-            let mut rates = merchant.limits.rates.clone();
-            for scope in scopes_of(merchant) {
-                if !shared.contains_key(&scope) {
-                    let entry = registry.scope(scope.0, &scope.1).await?;
-                    let rates = entry.map_or_else(Vec::new, |e| e.registration.scope.rates);
-                    shared.insert(scope.clone(), rates);
-                }
-                rates.extend(shared.get(&scope).into_iter().flatten().copied());
-            }
-            if let Some(half) = half_of(&rates)
-                && half.interval_ns() > self.pace.interval_ns()
-            {
-                self.pace = half;
+            if paced.insert(id.clone()) {
+                let shared = registry.scopes_of(merchant).await?;
+                let shared = shared
+                    .iter()
+                    .flat_map(|entry| &entry.registration.scope.rates);
+                self.slow_down(half_of(merchant.limits.rates.iter().chain(shared)));
             }
             *self
                 .counts
@@ -311,19 +306,17 @@ impl Plan {
         }
         Ok(())
     }
-}
 
-/// Whose limits it shares, where they have some.
-fn scopes_of(merchant: &Merchant) -> Vec<(LimitScope, String)> {
-    let credential = merchant.adapter.credential.clone();
-    let credential = credential.map(|id| (LimitScope::Credential, id));
-    let group = (LimitScope::Group, merchant.group.clone());
-    credential.into_iter().chain([group]).collect()
+    fn slow_down(&mut self, to: Option<Rate>) {
+        if let Some(rate) = to.filter(|rate| rate.interval_ns() > self.pace.interval_ns()) {
+            self.pace = rate;
+        }
+    }
 }
 
 /// Half of what these limits allow in the long run; `None`: no limit.
-fn half_of(rates: &[Rate]) -> Option<Rate> {
-    let slowest = rates.iter().max_by_key(|rate| rate.interval_ns())?;
+fn half_of<'a>(rates: impl Iterator<Item = &'a Rate>) -> Option<Rate> {
+    let slowest = rates.max_by_key(|rate| rate.interval_ns())?;
     let (count, period) = (slowest.count(), slowest.period());
     Rate::new(count, period * 2).or_else(|| Rate::new((count / 2).max(1), period))
 }
@@ -478,7 +471,7 @@ mod tests {
         let mut merchant = Merchant::to(MerchantId::new("luigis").unwrap(), "https://a.example/");
         let mut half = |rates: &[&str]| {
             merchant.limits.rates = rates.iter().map(|rate| rate.parse().unwrap()).collect();
-            half_of(&merchant.limits.rates).map(|rate| rate.to_string())
+            half_of(merchant.limits.rates.iter()).map(|rate| rate.to_string())
         };
         assert_eq!(half(&[]), None);
         assert_eq!(half(&["3/s"]).as_deref(), Some("3/2s"));

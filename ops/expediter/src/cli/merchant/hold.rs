@@ -59,7 +59,12 @@ pub(crate) struct ResumeArgs {
     #[command(flatten)]
     target: Target,
     /// Why, for those who look later
-    #[arg(long, default_value = "resumed by an operator", value_parser = crate::cli::operator::reason, value_name = "TEXT")]
+    #[arg(
+        long,
+        default_value = "resumed by an operator",
+        value_parser = crate::cli::operator::reason,
+        value_name = "TEXT"
+    )]
     reason: String,
     #[command(flatten)]
     actor: Actor,
@@ -146,10 +151,12 @@ pub(super) async fn pause(global: &Global, args: PauseArgs, state: Decision) -> 
     };
     let deed = Deed::new(verb, target(&subject)).because(&args.reason);
     let decision = decision(state, &args.reason, operator.actor());
-    let decide = async {
-        let (revision, silent) = decide(&connection, &owners, &subject, &decision).await?;
-        Ok(Effect::new((revision, silent)).detail("revision", revision))
-    };
+    let decide = decide(
+        &connection,
+        &owners,
+        std::slice::from_ref(&subject),
+        &decision,
+    );
     let ((revision, not_confirmed), recorded) = operator.run(deed, decide).await?;
     let mut left = Ok(());
     if state == Decision::Draining && not_confirmed.is_empty() {
@@ -176,8 +183,9 @@ pub(super) async fn resume(global: &Global, args: ResumeArgs) -> Result<(), Erro
     let (held, revision) = Registry::new(&connection).decision(&subject).await?;
     let held = held.is_some_and(|held| matches!(held.state, Decision::Paused | Decision::Draining));
     let mut decided = Decided::of(subject.clone(), "unchanged", revision);
-    // Besides the decision: merchants that the platform has stopped by itself.
-    let mut stopped = Vec::new();
+    // Its own decision, and those merchants that the platform has stopped by itself.
+    let mut subjects = Vec::new();
+    subjects.extend(held.then(|| subject.clone()));
     match &subject {
         DecisionSubject::Merchant(id) => {
             let status = owners.status(id).await;
@@ -186,8 +194,8 @@ pub(super) async fn resume(global: &Global, args: ResumeArgs) -> Result<(), Erro
                 note_group_hold(status);
             }
             // Without an answer it is tried.
-            if status.as_ref().map_or(true, is_stopped) {
-                stopped.push(id.clone());
+            if !held && status.as_ref().map_or(true, is_stopped) {
+                subjects.push(subject.clone());
             }
         }
         DecisionSubject::Group(_) => {
@@ -199,44 +207,26 @@ pub(super) async fn resume(global: &Global, args: ResumeArgs) -> Result<(), Erro
                     busy.silent.len()
                 ));
             }
-            let of_group = members.into_iter();
-            stopped.extend(of_group.filter(|id| busy.merchants.get(id).is_some_and(is_stopped)));
+            let stopped = |id: &MerchantId| busy.merchants.get(id).is_some_and(is_stopped);
+            let stopped: Vec<_> = members.into_iter().filter(stopped).collect();
+            decided.merchants = stopped.iter().map(ToString::to_string).collect();
+            subjects.extend(stopped.into_iter().map(DecisionSubject::Merchant));
         }
     }
-    if !held && stopped.is_empty() {
+    if subjects.is_empty() {
         note("nothing holds it that could be ended");
         return told(global, decided);
     }
     let operator = Operator::new(&connection, &args.actor).await?;
-    let deed = Deed::new("merchant.resume", target(&subject)).because(&args.reason);
+    let mut deed = Deed::new("merchant.resume", target(&subject)).because(&args.reason);
+    if !decided.merchants.is_empty() {
+        deed = deed.detail("merchants", &decided.merchants);
+    }
     let decision = decision(Decision::Resumed, &args.reason, operator.actor());
-    let one = matches!(subject, DecisionSubject::Merchant(_));
-    let effect = async {
-        let (mut revision, mut silent) = (revision, Vec::new());
-        if held || one {
-            let decided = decide(&connection, &owners, &subject, &decision);
-            (revision, silent) = decided.await?;
-        }
-        if one {
-            return Ok(Effect::new((revision, silent)).detail("revision", revision));
-        }
-        for id in &stopped {
-            let member = DecisionSubject::Merchant(id.clone());
-            let (_, unconfirmed) = decide(&connection, &owners, &member, &decision).await?;
-            silent.extend(unconfirmed);
-        }
-        silent.sort_unstable();
-        silent.dedup();
-        let effect = Effect::new((revision, silent)).detail("revision", revision);
-        let names: Vec<&str> = stopped.iter().map(MerchantId::as_str).collect();
-        Ok(effect.detail("merchants", names))
-    };
-    let ((revision, not_confirmed), recorded) = operator.run(deed, effect).await?;
+    let decide = decide(&connection, &owners, &subjects, &decision);
+    let ((revision, not_confirmed), recorded) = operator.run(deed, decide).await?;
     decided.action = "resumed";
     (decided.revision, decided.not_confirmed) = (revision, not_confirmed);
-    if !one {
-        decided.merchants = stopped.iter().map(ToString::to_string).collect();
-    }
     told(global, decided)?;
     recorded
 }
@@ -267,20 +257,31 @@ fn decision(state: Decision, reason: &str, actor: &str) -> MerchantDecision {
     }
 }
 
-/// Writes the decision, then waits until the owners concerned follow it.
+/// Writes the decision about each, then waits until the owners concerned follow the last of them, and
+/// so all. Gives its revision, and the partitions whose owners do not follow.
 async fn decide(
     connection: &Connection,
     owners: &Owners,
-    subject: &DecisionSubject,
+    subjects: &[DecisionSubject],
     decision: &MerchantDecision,
-) -> Result<(u64, Vec<u16>), Error> {
+) -> Result<Effect<(u64, Vec<u16>)>, Error> {
     let registry = Registry::new(connection);
-    let (_, replaces) = registry.decision(subject).await?;
-    let revision = registry.decide(subject, decision, replaces).await?;
-    let concerned = match subject {
-        DecisionSubject::Merchant(id) => vec![owners.partition(id)],
-        DecisionSubject::Group(_) => Vec::new(),
-    };
+    let (mut revision, mut concerned) = (0, Vec::new());
+    for subject in subjects {
+        let (_, replaces) = registry.decision(subject).await?;
+        revision = registry.decide(subject, decision, replaces).await?;
+        concerned.push(match subject {
+            DecisionSubject::Merchant(id) => Some(owners.partition(id)),
+            DecisionSubject::Group(_) => None,
+        });
+    }
+    // A group's merchants may be anywhere.
+    let mut concerned: Vec<_> = concerned
+        .into_iter()
+        .collect::<Option<_>>()
+        .unwrap_or_default();
+    concerned.sort_unstable();
+    concerned.dedup();
     let silent = owners.following(revision, concerned).await;
     if !silent.is_empty() {
         note(&format!(
@@ -289,7 +290,8 @@ async fn decide(
             silent.len()
         ));
     }
-    Ok((revision, silent.into_iter().map(|p| p.0).collect()))
+    let silent = silent.into_iter().map(|p| p.0).collect();
+    Ok(Effect::new((revision, silent)).detail("revision", revision))
 }
 
 async fn members(

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use expediter_nats::{Connection, OrderPublisher, Published, Registry, largest_order, partitions};
+use expediter_nats::{Connection, OrderPublisher, Published, Registry, largest_order};
 use expediter_types::{MerchantId, OrderId};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -97,9 +97,8 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let any = OrderId::new("any").map_err(|error| Error::Usage(error.to_string()))?;
     args.shared.message(&args.merchant, any, None, b"")?;
     let connection = global.connect().await?;
-    partitions(&connection).await?;
-    warn_if_unknown(&connection, &args.merchant).await?;
     let largest = largest_order(&connection).await?;
+    warn_if_unknown(&connection, &args.merchant).await?;
     let input = Input {
         files: args.files.clone(),
         lines: args.ndjson,
