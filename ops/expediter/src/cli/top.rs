@@ -23,6 +23,7 @@ use super::owners::{Busy, Owners};
 use super::table::table;
 use super::text::{clean, now, span};
 use super::{Error, Global};
+use crate::columns::{Column, fitting, widths};
 
 /// The registry changes seldom: it is read again after so long.
 const REGISTRY_EVERY: Duration = Duration::from_secs(10);
@@ -189,17 +190,17 @@ fn rows(
     rows
 }
 
-const COLUMNS: [&str; 10] = [
-    "MERCHANT",
-    "GROUP",
-    "STATE",
-    ">BACKLOG",
-    ">FLIGHT",
-    ">PER MIN",
-    ">P50 MS",
-    ">P99 MS",
-    ">OLDEST",
-    "LAST ERROR",
+const COLUMNS: [Column; 10] = [
+    Column::new("MERCHANT", 16, 0),
+    Column::new("GROUP", 12, 7),
+    Column::new("STATE", 22, 0),
+    Column::new(">BACKLOG", 8, 0),
+    Column::new(">FLIGHT", 7, 3),
+    Column::new(">PER MIN", 12, 4),
+    Column::new(">P50 MS", 7, 8),
+    Column::new(">P99 MS", 7, 5),
+    Column::new(">OLDEST", 12, 2),
+    Column::new("LAST ERROR", 10, 6),
 ];
 
 fn cells(row: &Row) -> [String; 10] {
@@ -240,7 +241,8 @@ fn print(global: &Global, rows: &[Row], busy: &Busy) -> Result<(), Error> {
         }
         return out.flush();
     }
-    out.text(&table(&COLUMNS, rows.iter().map(|row| cells(row).to_vec())))?;
+    let titles = COLUMNS.map(|column| column.title);
+    out.text(&table(&titles, rows.iter().map(|row| cells(row).to_vec())))?;
     out.line(format_args!("{} merchants{}", rows.len(), silent(busy)))
 }
 
@@ -319,25 +321,24 @@ impl View {
         ])
         .areas(frame.area());
         frame.render_widget(Text::from(title.as_str()).bold(), head);
-        let widths = [16, 12, 22, 8, 7, 12, 7, 7, 12, 40].map(Constraint::Length);
-        let header = COLUMNS.map(|name| Cell::from(name.trim_start_matches('>')).dim());
+        let shown = fitting(&COLUMNS, body.width);
+        let header = shown.iter().map(|at| {
+            let title = COLUMNS[*at].title.trim_start_matches('>');
+            Cell::from(title).dim()
+        });
+        let header = TableRow::new(header);
         let lines = rows.iter().skip(self.first).map(|row| {
             let color = match row.status.state {
                 MerchantState::Active => Color::Green,
                 MerchantState::Idle => Color::DarkGray,
                 _ => Color::Yellow,
             };
-            let cells = cells(row)
-                .into_iter()
-                .enumerate()
-                .map(|(column, text)| match column {
-                    2 => Cell::from(text).style(Style::new().fg(color)),
-                    _ => Cell::from(text),
-                });
-            TableRow::new(cells)
+            let mut cells = cells(row).map(Cell::from);
+            cells[2] = cells[2].clone().style(Style::new().fg(color));
+            TableRow::new(shown.iter().map(|at| cells[*at].clone()))
         });
         frame.render_widget(
-            Table::new(lines, widths).header(TableRow::new(header)),
+            Table::new(lines, widths(&COLUMNS, &shown)).header(header),
             body,
         );
         let keys = format!("by {sort}: b f r p o m choose, arrows scroll, q ends");

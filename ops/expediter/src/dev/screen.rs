@@ -10,6 +10,7 @@ use ratatui::text::Line as Text;
 use ratatui::widgets::{Cell, Row, Table as Widget};
 
 use super::table::{COLUMNS, Line, Table};
+use crate::columns::{fitting, widths};
 
 /// Where the table goes: a live terminal, or a plain line each time.
 pub(super) struct Screen {
@@ -82,31 +83,25 @@ fn draw(frame: &mut ratatui::Frame<'_>, table: &Table) {
         table.finished
     );
     frame.render_widget(Text::from(title).bold(), head);
-    let widths = [
-        Constraint::Length(14),
-        Constraint::Length(13),
-        Constraint::Length(8),
-        Constraint::Length(9),
-        Constraint::Length(8),
-        Constraint::Length(7),
-        Constraint::Length(7),
-        Constraint::Min(10),
-    ];
-    let header = Row::new(COLUMNS.map(|name| Cell::from(name).dim()));
-    let rows = table.lines.iter().map(row);
-    frame.render_widget(Widget::new(rows, widths).header(header), body);
+    let shown = fitting(&COLUMNS, body.width);
+    let header = Row::new(shown.iter().map(|at| Cell::from(COLUMNS[*at].title).dim()));
+    let rows = table.lines.iter().map(|line| row(line, &shown));
+    frame.render_widget(
+        Widget::new(rows, widths(&COLUMNS, &shown)).header(header),
+        body,
+    );
     let foot_text = format!("NATS at {}   q or Ctrl-C ends", table.url);
     frame.render_widget(Text::from(foot_text).dim(), foot);
 }
 
-fn row(line: &Line) -> Row<'_> {
+fn row<'a>(line: &'a Line, shown: &[usize]) -> Row<'a> {
     let figure = |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |v| v.to_string());
     let color = match line.state.as_str() {
         "open" => Color::Green,
         "idle" => Color::DarkGray,
         _ => Color::Yellow,
     };
-    Row::new([
+    let cells = [
         Cell::from(line.merchant.as_str()),
         Cell::from(line.state.as_str()).style(Style::new().fg(color)),
         Cell::from(line.backlog.to_string()),
@@ -115,7 +110,8 @@ fn row(line: &Line) -> Row<'_> {
         Cell::from(figure(line.p50)),
         Cell::from(figure(line.p99)),
         Cell::from(line.last_error.as_str()),
-    ])
+    ];
+    Row::new(shown.iter().map(|at| cells[*at].clone()))
 }
 
 #[cfg(test)]
@@ -160,6 +156,17 @@ mod tests {
             "fast           open          0        0         30.0     7       12",
             "hung           breaker       40       1         0.0      -       -       timeout: no answer",
             "NATS at nats://127.0.0.1:4222   q or Ctrl-C ends",
+        ] {
+            assert!(screen.contains(text), "{text:?} is missing:\n{screen}");
+        }
+
+        // What does not fit is left out instead of being cut.
+        let mut terminal = Terminal::new(TestBackend::new(48, 10)).unwrap();
+        terminal.draw(|frame| draw(frame, &table)).unwrap();
+        let screen = terminal.backend().to_string();
+        for text in [
+            "merchant       state         backlog  deliv/s",
+            "hung           breaker       40       0.0",
         ] {
             assert!(screen.contains(text), "{text:?} is missing:\n{screen}");
         }

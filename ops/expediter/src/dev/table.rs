@@ -8,18 +8,30 @@ use expediter_types::{ClosedBecause, MerchantId};
 
 use super::account::{Account, Verdict};
 use super::fleet::MERCHANTS;
+use crate::columns::{Column, fitting};
 use crate::node::RunningNode;
 
-/// Column names, in order.
-pub(super) const COLUMNS: [&str; 8] = [
-    "merchant",
-    "state",
-    "backlog",
-    "in flight",
-    "deliv/s",
-    "p50 ms",
-    "p99 ms",
-    "last error",
+/// Of the live table.
+pub(super) const COLUMNS: [Column; 8] = [
+    Column::new("merchant", 14, 0),
+    Column::new("state", 13, 0),
+    Column::new("backlog", 8, 0),
+    Column::new("in flight", 9, 2),
+    Column::new("deliv/s", 8, 1),
+    Column::new("p50 ms", 7, 5),
+    Column::new("p99 ms", 7, 3),
+    Column::new("last error", 10, 4),
+];
+
+/// Of the table at the end, with the blanks around each; the last error may take several lines.
+const SUMMARY: [Column; 7] = [
+    Column::new("merchant", 14, 0),
+    Column::new("state", 14, 0),
+    Column::new("delivered", 10, 1),
+    Column::new("backlog", 8, 0),
+    Column::new("p50 ms", 7, 4),
+    Column::new("p99 ms", 7, 2),
+    Column::new("last error", 20, 3),
 ];
 
 /// Rates are taken over this: long enough to be calm.
@@ -135,18 +147,11 @@ impl Table {
         table
             .set_content_arrangement(comfy_table::ContentArrangement::Dynamic)
             .set_width(width);
-        table.set_header([
-            "merchant",
-            "state",
-            "delivered",
-            "backlog",
-            "p50 ms",
-            "p99 ms",
-            "last error",
-        ]);
+        let shown = fitting(&SUMMARY, width);
+        table.set_header(shown.iter().map(|at| SUMMARY[*at].title));
         let figure = |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |v| v.to_string());
         for line in &self.lines {
-            table.add_row([
+            let cells = [
                 line.merchant.clone(),
                 line.state.clone(),
                 line.delivered.to_string(),
@@ -154,7 +159,8 @@ impl Table {
                 figure(line.p50),
                 figure(line.p99),
                 line.last_error.clone(),
-            ]);
+            ];
+            table.add_row(shown.iter().map(|at| &cells[*at]));
         }
         let Verdict {
             accepted,
