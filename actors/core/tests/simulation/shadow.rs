@@ -233,11 +233,22 @@ impl Shadow {
                 launching.standing
             );
         }
+        // Of whichever epoch: all of them are read before the first request of one.
         if let Some(done) = self.done.get(&seq) {
             broken!(
                 "ORD-1",
-                "order {seq} is sent after its outcome {:?}",
+                "I3: order {seq} is sent after its outcome {:?}",
                 done.kind
+            );
+        }
+        let published = self
+            .truth
+            .get(&seq)
+            .and_then(|truth| truth.order.as_ref().ok());
+        if published.map(|order| &order.envelope) != Some(envelope) {
+            broken!(
+                "ORD-1",
+                "I4: what is sent as {seq} was published as {published:?}"
             );
         }
         if decided(seq) {
