@@ -1,7 +1,6 @@
 //! Lines for people, made of what strangers sent.
 
-/// An answer's detail has at most so many characters.
-pub(crate) const MAX_DETAIL: usize = 200;
+use expediter_types::MAX_DETAIL;
 
 /// One line of at most [`MAX_DETAIL`] characters, without control characters.
 pub(crate) fn line(text: &str) -> String {

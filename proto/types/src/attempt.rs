@@ -8,6 +8,9 @@ use crate::UnixMillis;
 /// At most so much of a merchant's answer is kept, in bytes.
 pub const MAX_EXCERPT: usize = 2048;
 
+/// What is said of an attempt has at most so many characters.
+pub const MAX_DETAIL: usize = 200;
+
 /// What an answer (or its absence) means for the order and for its merchant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AttemptClass {
@@ -89,7 +92,7 @@ pub struct Answer {
     /// A look-up before the request said that the merchant has not got the order: what former
     /// attempts left in doubt is settled, and this one's class alone counts.
     pub absent: bool,
-    /// One line for people: what happened. No secrets, at most 200 characters.
+    /// One line for people: what happened. No secrets, at most [`MAX_DETAIL`] characters.
     pub detail: String,
     /// Beginning of the response body, at most [`MAX_EXCERPT`] bytes; empty for deliveries.
     pub excerpt: Bytes,
@@ -107,6 +110,7 @@ pub struct AttemptRecord {
     pub class: AttemptClass,
     pub status: Option<u16>,
     pub took_ms: u32,
-    /// Empty for deliveries.
+    /// One line for people: what happened and how the answer begins, without secrets, at most
+    /// [`MAX_DETAIL`] characters. Empty for deliveries.
     pub detail: String,
 }

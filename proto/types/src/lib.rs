@@ -17,7 +17,7 @@ mod record;
 mod slices;
 mod time;
 
-pub use attempt::{Answer, AttemptClass, AttemptRecord, MAX_EXCERPT};
+pub use attempt::{Answer, AttemptClass, AttemptRecord, MAX_DETAIL, MAX_EXCERPT};
 pub use duration::{InvalidDuration, format_duration, parse_duration};
 pub use envelope::{Envelope, OrderKey, Origin, Priority};
 pub use hold::{Hold, HoldState};

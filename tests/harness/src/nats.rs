@@ -25,10 +25,22 @@ pub async fn single(dir: &Path) -> Result<NatsServer, Error> {
 /// # Errors
 /// As for [`single`].
 pub async fn configured(dir: &Path, extra: &str) -> Result<NatsServer, Error> {
+    server(dir, extra, true).await
+}
+
+/// One that does not sync each message, for floods that no disk of a small machine stands.
+///
+/// # Errors
+/// As for [`single`].
+pub async fn unsynced(dir: &Path) -> Result<NatsServer, Error> {
+    server(dir, "", false).await
+}
+
+async fn server(dir: &Path, extra: &str, sync_always: bool) -> Result<NatsServer, Error> {
     NatsServer::start(Options {
         binary: binary(),
         search: pinned(),
-        sync_always: true,
+        sync_always,
         start_timeout: START,
         extra_config: extra.to_owned(),
         ..Options::new(dir.join("nats"))

@@ -64,8 +64,24 @@ impl World {
     /// # Errors
     /// As [`World::start`].
     pub async fn configured(extra: &str) -> Result<Self> {
-        let mut dir = tempfile::Builder::new().prefix("expediter-").tempdir()?;
+        let dir = scratch()?;
         let broker = nats::configured(dir.path(), extra).await?;
+        Self::on(broker, dir).await
+    }
+
+    /// With streams of so many partitions, on a broker that does not sync each message.
+    ///
+    /// # Errors
+    /// As [`World::start`].
+    pub async fn unsynced(partitions: u16) -> Result<Self> {
+        let dir = scratch()?;
+        let broker = nats::unsynced(dir.path()).await?;
+        let world = Self::on(broker, dir).await?;
+        world.make_streams(partitions).await?;
+        Ok(world)
+    }
+
+    async fn on(broker: NatsServer, dir: TempDir) -> Result<Self> {
         let fleet = Fleet::start(merchants::Options {
             record: merchants::Record::Arrivals,
             ..Default::default()
@@ -73,10 +89,6 @@ impl World {
         let connection = Connection::open_once(&ConnectOptions::to(&broker.url(), "test")).await?;
         let ledger = Ledger::default();
         let publisher = Publisher::new(&connection, ledger.clone());
-        if std::env::var_os("EXPEDITER_TEST_KEEP").is_some() {
-            dir.disable_cleanup(true);
-            eprintln!("files are kept in {}", dir.path().display());
-        }
         let registered = Arc::default();
         Ok(Self {
             broker,
@@ -290,4 +302,13 @@ impl World {
         })
         .await
     }
+}
+
+fn scratch() -> Result<TempDir> {
+    let mut dir = tempfile::Builder::new().prefix("expediter-").tempdir()?;
+    if std::env::var_os("EXPEDITER_TEST_KEEP").is_some() {
+        dir.disable_cleanup(true);
+        eprintln!("files are kept in {}", dir.path().display());
+    }
+    Ok(dir)
 }

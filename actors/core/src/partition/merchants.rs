@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use expediter_types::{
-    Answer, AttemptClass, AttemptCount, AttemptRecord, Idempotency, LimitScope, Merchant,
-    MerchantId, Now, Ordering, OutcomeKind, Seq, UnixMillis,
+    Answer, AttemptClass, AttemptCount, AttemptRecord, Idempotency, LimitScope, MAX_DETAIL,
+    Merchant, MerchantId, Now, Ordering, OutcomeKind, Seq, UnixMillis,
 };
 
 use super::backlog::Backlog;
@@ -473,6 +473,7 @@ fn record_attempt(held: &mut Held, counted: bool) -> Why {
     } else {
         Why { detail, excerpt }
     };
+    let quoted = quoting(&why.detail, &why.excerpt);
     // A fault of ours that goes on would wash out what the merchant said.
     let local = |record: &AttemptRecord| record.class == AttemptClass::Local;
     if class == AttemptClass::Local && state.history.last().is_some_and(local) {
@@ -484,7 +485,59 @@ fn record_attempt(held: &mut Held, counted: bool) -> Why {
         class,
         status,
         took_ms: u32::try_from(took.as_millis()).unwrap_or(u32::MAX),
-        detail: why.detail.clone(),
+        detail: quoted,
     });
     why
+}
+
+/// What happened at an attempt, then how the answer begins where it is text: one line of at most
+/// [`MAX_DETAIL`] characters. Only the last answer is kept longer, with the order's outcome.
+fn quoting(detail: &str, excerpt: &[u8]) -> String {
+    let text = match std::str::from_utf8(excerpt) {
+        Ok(text) => text,
+        // Cut within a character, or not text.
+        Err(error) => match std::str::from_utf8(&excerpt[..error.valid_up_to()]) {
+            Ok(text) if error.error_len().is_none() => text,
+            _ => "",
+        },
+    };
+    let mut words = text
+        .split(|c: char| c.is_whitespace() || c.is_control())
+        .filter(|word| !word.is_empty());
+    let Some(first) = words.next() else {
+        return detail.to_owned();
+    };
+    let quote = words.fold(first.to_owned(), |line, word| line + " " + word);
+    let line = format!("{detail}: {quote}");
+    match line.char_indices().nth(MAX_DETAIL) {
+        Some(_) => line.chars().take(MAX_DETAIL - 1).chain(['…']).collect(),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_quotes_how_its_answer_begins() {
+        let quoted = |answer: &[u8]| quoting("HTTP 503", answer);
+        assert_eq!(
+            quoted(b"kitchen\r\n  closed\x07\n"),
+            "HTTP 503: kitchen closed"
+        );
+        for nothing in [
+            &b""[..],
+            b" \n",
+            b"\xff\x00\x01",
+            b"text, then \xff no text",
+        ] {
+            assert_eq!(quoted(nothing), "HTTP 503");
+        }
+        // The excerpt was cut within a character.
+        assert_eq!(quoted(&"fermé".as_bytes()[..5]), "HTTP 503: ferm");
+        let long = quoted("é".repeat(1_000).as_bytes());
+        assert_eq!(long.chars().count(), MAX_DETAIL);
+        assert!(long.starts_with("HTTP 503: é") && long.ends_with('…'));
+    }
 }

@@ -17,7 +17,11 @@ const SOON: Duration = Duration::from_secs(10);
 async fn dead_letters_are_listed_and_sent_again() -> Result<()> {
     let world = World::start().await?;
     let node = world.node("node").start().await?;
-    world.fleet.set("picky", Behaviour::status(422))?;
+    let refusing = Behaviour {
+        body: "no such dish".to_owned(),
+        ..Behaviour::status(422)
+    };
+    world.fleet.set("picky", refusing)?;
     let mut picky = world.merchant("picky");
     picky.group = "pizza".to_owned();
     world.register(&picky).await?;
@@ -40,12 +44,29 @@ async fn dead_letters_are_listed_and_sent_again() -> Result<()> {
         .await?
         .exits(OK)?;
     counted.says(&["picky", "invalid", "31"])?;
-    let none = ["deadletter", "list", "--reason", "ambiguous", "--json"];
-    ensure!(run(&world, &none).await?.exits(OK)?.objects()?.is_empty());
+    for (choice, found) in [
+        (["--reason", "ambiguous"], 0),
+        (["--since", "1h"], 31),
+        (["--until", "1h"], 0),
+        (["--until", "2100-01-01T00:00:00Z"], 31),
+    ] {
+        let list = [&["deadletter", "list", "--json"], &choice[..]].concat();
+        let listed = run(&world, &list).await?.exits(OK)?.objects()?;
+        ensure!(listed.len() == found, "{choice:?}: {} listed", listed.len());
+    }
+    let wrong = ["deadletter", "list", "--since", "yesterday"];
+    run(&world, &wrong)
+        .await?
+        .exits(USAGE)?
+        .tells(&["yesterday", "2h", "RFC 3339"])?;
     let first = orders[0].id.as_str();
     let show = ["deadletter", "show", first, "--merchant", "picky"];
     let shown = run(&world, &show).await?.exits(OK)?;
-    shown.says(&["dead_lettered (invalid), open", "422", "payload"])?;
+    shown.says(&[
+        "dead_lettered (invalid), open",
+        "Entity: no such dish",
+        "payload",
+    ])?;
 
     let discard = ["deadletter", "discard", first, "--merchant", "picky"];
     run(&world, &discard)
