@@ -30,9 +30,9 @@ pub struct NodeOptions {
 }
 
 impl NodeOptions {
-    pub(crate) fn new(dir: &Path, name: &str, nats: &str) -> Self {
+    pub(crate) fn new(dir: &Path, name: &str, nats: &[String]) -> Self {
         let settings = [
-            ("nats.servers", format!("[{nats:?}]")),
+            ("nats.servers", format!("{nats:?}")),
             ("egress.allow", "[\"127.0.0.0/8\"]".to_owned()),
             ("log.format", "\"json\"".to_owned()),
             ("log.filter", "\"info\"".to_owned()),
@@ -430,16 +430,18 @@ pub fn binary() -> Result<PathBuf> {
             root.join(binary)
         });
     }
-    let test = std::env::current_exe()?;
-    let profile = test
-        .ancestors()
-        .nth(2)
-        .context("the test is not in a target directory")?;
-    let binary = profile.join("expediter");
-    if !binary.exists() {
-        bail!("{} is missing: cargo build -p expediter", binary.display());
-    }
-    Ok(binary)
+    // A test is in `deps`, below the binaries of its profile.
+    let this = std::env::current_exe()?;
+    let mut beside = this.ancestors().skip(1).take(2);
+    let binary = beside
+        .find(|dir| dir.join("expediter").is_file())
+        .with_context(|| {
+            format!(
+                "no expediter beside {}: cargo build -p expediter",
+                this.display()
+            )
+        })?;
+    Ok(binary.join("expediter"))
 }
 
 /// Below the kernel's own ports and the brokers': while a node is down nothing takes its port.

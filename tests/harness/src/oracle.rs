@@ -7,7 +7,7 @@ use expediter_fleet::merchants::Arrival;
 use expediter_types::{DeadReason, Idempotency, Merchant, Ordering, OutcomeKind};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{Accepted, Outcomes, World};
+use crate::{Accepted, Outcomes, Recorded, World};
 
 /// So many violations are shown.
 const SHOWN: usize = 20;
@@ -27,6 +27,10 @@ pub struct Oracle<'a> {
 pub struct Verdict {
     /// Sequences that were acknowledged.
     pub accepted: usize,
+    /// Those without an outcome, or that are called delivered and were not.
+    pub lost: usize,
+    /// Orders that overtook the one before.
+    pub out_of_order: usize,
     pub delivered: usize,
     /// Dead letters `ambiguous`.
     pub ambiguous: usize,
@@ -34,6 +38,8 @@ pub struct Verdict {
     pub others: usize,
     /// Orders that a merchant took more than once.
     pub repeated: usize,
+    /// What must not be, in words.
+    pub wrong: Vec<String>,
 }
 
 /// One order's arrivals, by their place among the merchant's.
@@ -89,6 +95,18 @@ impl<'a> Oracle<'a> {
     /// # Errors
     /// As [`Oracle::judge`].
     pub fn judge_with(&self, outcomes: &Outcomes) -> Result<Verdict> {
+        let verdict = self.examine(outcomes);
+        let wrong = &verdict.wrong;
+        if wrong.is_empty() {
+            return Ok(verdict);
+        }
+        let shown = wrong[..wrong.len().min(SHOWN)].join("\n");
+        bail!("{} violations:\n{shown}", wrong.len())
+    }
+
+    /// The same, whatever it finds.
+    #[must_use]
+    pub fn examine(&self, outcomes: &Outcomes) -> Verdict {
         let accepted = self.world.ledger.accepted();
         let arrivals = self.world.fleet.all_arrivals();
         let mut court = Court {
@@ -96,9 +114,9 @@ impl<'a> Oracle<'a> {
             outcomes,
             verdict: Verdict {
                 accepted: accepted.len(),
+                wrong: outcomes.wrong().to_vec(),
                 ..Verdict::default()
             },
-            wrong: outcomes.wrong().to_vec(),
             orders: HashMap::new(),
         };
         for (place, arrival) in arrivals.iter().enumerate() {
@@ -110,16 +128,7 @@ impl<'a> Oracle<'a> {
         }
         court.outcomes(&accepted);
         court.order(&accepted);
-        let Court { verdict, wrong, .. } = court;
-        if wrong.is_empty() {
-            return Ok(verdict);
-        }
-        let shown = &wrong[..wrong.len().min(SHOWN)];
-        bail!(
-            "{} violations, {verdict:?}:\n{}",
-            wrong.len(),
-            shown.join("\n")
-        )
+        court.verdict
     }
 }
 
@@ -127,11 +136,14 @@ struct Court<'a> {
     oracle: &'a Oracle<'a>,
     outcomes: &'a Outcomes,
     verdict: Verdict,
-    wrong: Vec<String>,
     orders: HashMap<(&'a str, &'a str), Places<'a>>,
 }
 
 impl<'a> Court<'a> {
+    fn wrong(&mut self, text: String) {
+        self.verdict.wrong.push(text);
+    }
+
     fn idempotency(&self, merchant: &str) -> Idempotency {
         let merchant = self.oracle.merchants.get(merchant);
         merchant.map_or(Idempotency::Native, |merchant| merchant.adapter.idempotency)
@@ -149,7 +161,7 @@ impl<'a> Court<'a> {
             ..
         } = arrival;
         if !self.oracle.world.ledger.was_sent(merchant, id, *body_hash) {
-            self.wrong.push(format!(
+            self.wrong(format!(
                 "{merchant} got {id}, which nobody published with this body"
             ));
         }
@@ -159,7 +171,7 @@ impl<'a> Court<'a> {
         };
         if arrival.idempotency_key != key {
             let got = &arrival.idempotency_key;
-            self.wrong.push(format!(
+            self.wrong(format!(
                 "{merchant} got {id} with the idempotency key {got:?}"
             ));
         }
@@ -181,12 +193,16 @@ impl<'a> Court<'a> {
                 let mut earlier = places.values().take(last);
                 if earlier.any(|arrival| arrival.is_taken() || arrival.answered.is_none()) {
                     let text = format!("{merchant} cannot tell repeats and got {id} again");
-                    self.wrong.push(format!("{text}: {}", story(places)));
+                    self.verdict
+                        .wrong
+                        .push(format!("{text}: {}", story(places)));
                 }
             } else if taken > 1 && !self.oracle.crashes && !self.oracle.repeats.contains(*merchant)
             {
                 let text = format!("{merchant} took {id} {taken} times without a crash");
-                self.wrong.push(format!("{text}: {}", story(places)));
+                self.verdict
+                    .wrong
+                    .push(format!("{text}: {}", story(places)));
             }
         }
     }
@@ -196,21 +212,22 @@ impl<'a> Court<'a> {
             merchant, id, seq, ..
         } = order;
         let Some(recorded) = self.outcomes.of(*seq) else {
-            self.wrong.push(format!("{id} ({seq}) has no outcome"));
+            self.verdict.lost += 1;
+            self.wrong(format!("{id} ({seq}) has no outcome"));
             return;
         };
         let outcome = &recorded.outcome;
         let envelope = &outcome.envelope;
         let same = envelope.merchant.as_str() == merchant && envelope.id.as_str() == id;
         if !same || outcome.payload_hash != order.hash {
-            self.wrong.push(format!(
+            self.wrong(format!(
                 "the outcome of {id} ({seq}) is of another order: {outcome:?}"
             ));
         }
         if let Some((payload, _)) = &recorded.dead
             && xxh3_64(payload) != order.hash
         {
-            self.wrong.push(format!(
+            self.wrong(format!(
                 "the dead letter of {id} ({seq}) has another payload"
             ));
         }
@@ -232,25 +249,22 @@ impl<'a> Court<'a> {
             .is_some_and(|kinds| kinds.contains(&kind));
         match kind {
             OutcomeKind::Delivered if !answered => {
-                self.wrong
-                    .push(format!("{id} ({seq}) is called delivered and was not"));
+                self.verdict.lost += 1;
+                self.wrong(format!("{id} ({seq}) is called delivered and was not"));
             }
             OutcomeKind::Delivered | OutcomeKind::Duplicate => {}
             OutcomeKind::DeadLettered(DeadReason::Ambiguous) => {
                 let parked = self.idempotency(merchant) == Idempotency::None && self.oracle.crashes;
                 if !parked && !allowed {
-                    self.wrong
-                        .push(format!("{id} ({seq}) of {merchant} is parked: {outcome:?}"));
+                    self.wrong(format!("{id} ({seq}) of {merchant} is parked: {outcome:?}"));
                 }
             }
             _ => {
                 if taken {
-                    self.wrong
-                        .push(format!("{id} ({seq}) was taken and is called {kind:?}"));
+                    self.wrong(format!("{id} ({seq}) was taken and is called {kind:?}"));
                 }
                 if !allowed {
-                    self.wrong
-                        .push(format!("{id} ({seq}) ended as {outcome:?}"));
+                    self.wrong(format!("{id} ({seq}) ended as {outcome:?}"));
                 }
             }
         }
@@ -260,6 +274,14 @@ impl<'a> Court<'a> {
     fn outcomes(&mut self, accepted: &[Accepted]) {
         let known: HashSet<u64> = accepted.iter().map(|order| order.seq).collect();
         let ledger = &self.oracle.world.ledger;
+        let mut closed = HashMap::<(&str, &str), usize>::new();
+        for Recorded { outcome, .. } in self.outcomes.all() {
+            if outcome.kind != OutcomeKind::Duplicate {
+                let envelope = &outcome.envelope;
+                let order = (envelope.merchant.as_str(), envelope.id.as_str());
+                *closed.entry(order).or_default() += 1;
+            }
+        }
         for recorded in self.outcomes.all() {
             let outcome = &recorded.outcome;
             let (merchant, id) = (
@@ -268,19 +290,11 @@ impl<'a> Court<'a> {
             );
             if !known.contains(&outcome.seq) && !ledger.was_sent(merchant, id, outcome.payload_hash)
             {
-                self.wrong
-                    .push(format!("an outcome of what nobody published: {outcome:?}"));
+                self.wrong(format!("an outcome of what nobody published: {outcome:?}"));
             }
             if outcome.kind == OutcomeKind::Duplicate {
-                let of_order = self.outcomes.all().filter(|other| {
-                    let other = &other.outcome;
-                    other.kind != OutcomeKind::Duplicate
-                        && other.envelope.id == outcome.envelope.id
-                        && other.envelope.merchant == outcome.envelope.merchant
-                });
-                if of_order.count() != 1 {
-                    self.wrong
-                        .push(format!("{id} is only a repeat, of nothing: {outcome:?}"));
+                if closed.get(&(merchant, id)) != Some(&1) {
+                    self.wrong(format!("{id} is only a repeat, of nothing: {outcome:?}"));
                 }
             }
         }
@@ -330,7 +344,8 @@ impl<'a> Court<'a> {
                 ));
             }
         }
-        self.wrong.append(&mut wrong);
+        self.verdict.out_of_order += wrong.len();
+        self.verdict.wrong.append(&mut wrong);
     }
 }
 

@@ -8,7 +8,7 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::{self, Message};
 use bytes::Bytes;
 use expediter_nats::Connection;
-use expediter_types::{ClaimState, Outcome, Partition, Stamp};
+use expediter_types::{ClaimState, NodeName, Outcome, Partition, Stamp};
 use expediter_wire::records;
 use expediter_wire::subjects::{self, OutcomesSubject};
 use futures::StreamExt as _;
@@ -24,6 +24,17 @@ pub struct Recorded {
     pub stamp: Stamp,
 }
 
+/// A claim that was taken or given back.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    pub partition: Partition,
+    pub node: NodeName,
+    /// False: it was given back.
+    pub held: bool,
+    /// When the broker took it, in microseconds since 1970.
+    pub at_us: u64,
+}
+
 /// What OUTCOMES says so far.
 #[derive(Debug, Clone, Default)]
 pub struct Outcomes {
@@ -31,6 +42,7 @@ pub struct Outcomes {
     all: BTreeMap<u64, Recorded>,
     /// The newest claim of each partition; 0 when it was released.
     claims: HashMap<Partition, u64>,
+    history: Vec<Claimed>,
     wrong: Vec<String>,
     last: u64,
 }
@@ -107,6 +119,13 @@ impl Outcomes {
                     0
                 };
                 self.claims.insert(partition, held);
+                let at_us = info.published.unix_timestamp_nanos() / 1_000;
+                self.history.push(Claimed {
+                    partition,
+                    node: claim.node,
+                    held: held != 0,
+                    at_us: u64::try_from(at_us).unwrap_or(0),
+                });
             }
             OutcomesSubject::Outcomes(partition) => {
                 let (stamp, group) =
@@ -190,6 +209,12 @@ impl Outcomes {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
+    }
+
+    /// All claims, in order.
+    #[must_use]
+    pub fn claims(&self) -> &[Claimed] {
+        &self.history
     }
 
     /// Second outcomes of a sequence, and records that the fence should have refused.

@@ -5,14 +5,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use expediter_fleet::merchants::{self, Fleet, FleetHandle};
-use expediter_fleet::nats_server::NatsServer;
+use expediter_fleet::nats_server::{NatsCluster, NatsServer};
 use expediter_nats::{ConnectOptions, Connection, Registry, Topology};
 use expediter_types::{Idempotency, Merchant, MerchantId};
 use expediter_wire::registry::Registration;
 use tempfile::TempDir;
 
 use crate::{
-    Accepted, Ledger, NewOrder, NodeOptions, Oracle, Outcomes, Publisher, eventually, nats,
+    Accepted, Brokers, Ledger, NewOrder, NodeOptions, Oracle, Outcomes, Publisher, eventually,
 };
 
 /// Partitions of a world that does not ask for another number.
@@ -21,7 +21,7 @@ const PARTITIONS: u16 = 4;
 /// One test's broker, merchants, client and ledger. Set `EXPEDITER_TEST_KEEP` to keep its files.
 #[derive(Debug)]
 pub struct World {
-    pub broker: NatsServer,
+    pub brokers: NatsCluster,
     pub fleet: FleetHandle,
     /// The test's own connection.
     pub connection: Connection,
@@ -56,7 +56,7 @@ impl World {
     /// # Errors
     /// As [`World::start`].
     pub async fn bare() -> Result<Self> {
-        Self::configured("").await
+        Self::on(Brokers::default()).await
     }
 
     /// With a broker that has more configuration, and no streams yet.
@@ -64,34 +64,34 @@ impl World {
     /// # Errors
     /// As [`World::start`].
     pub async fn configured(extra: &str) -> Result<Self> {
-        let dir = scratch()?;
-        let broker = nats::configured(dir.path(), extra).await?;
-        Self::on(broker, dir).await
+        Self::on(Brokers {
+            extra_config: extra.to_owned(),
+            ..Brokers::default()
+        })
+        .await
     }
 
-    /// With streams of so many partitions, on a broker that does not sync each message.
+    /// With such brokers, which have no streams yet.
     ///
     /// # Errors
     /// As [`World::start`].
-    pub async fn unsynced(partitions: u16) -> Result<Self> {
-        let dir = scratch()?;
-        let broker = nats::unsynced(dir.path()).await?;
-        let world = Self::on(broker, dir).await?;
-        world.make_streams(partitions).await?;
-        Ok(world)
-    }
-
-    async fn on(broker: NatsServer, dir: TempDir) -> Result<Self> {
+    pub async fn on(brokers: Brokers) -> Result<Self> {
+        let mut dir = tempfile::Builder::new().prefix("expediter-").tempdir()?;
+        if std::env::var_os("EXPEDITER_TEST_KEEP").is_some() {
+            dir.disable_cleanup(true);
+            eprintln!("files are kept in {}", dir.path().display());
+        }
+        let brokers = brokers.start(dir.path()).await?;
         let fleet = Fleet::start(merchants::Options {
             record: merchants::Record::Arrivals,
             ..Default::default()
         })?;
-        let connection = Connection::open_once(&ConnectOptions::to(&broker.url(), "test")).await?;
+        let connection = Connection::open_once(&ConnectOptions::to(&brokers.url(), "test")).await?;
         let ledger = Ledger::default();
         let publisher = Publisher::new(&connection, ledger.clone());
         let registered = Arc::default();
         Ok(Self {
-            broker,
+            brokers,
             fleet,
             connection,
             ledger,
@@ -108,12 +108,22 @@ impl World {
     pub async fn make_streams(&self, partitions: u16) -> Result<()> {
         let topology = Topology {
             partitions: Some(partitions),
+            replicas: self.brokers.members().len(),
             orders_max_bytes: 1 << 30,
             outcomes_max_bytes: 1 << 30,
             ..Topology::default()
         };
         expediter_nats::ensure(&self.connection, &topology).await?;
         Ok(())
+    }
+
+    /// The broker, or the first of several.
+    ///
+    /// # Panics
+    /// Never: there is one.
+    #[must_use]
+    pub fn broker(&self) -> &NatsServer {
+        &self.brokers.members()[0]
     }
 
     #[must_use]
@@ -124,7 +134,7 @@ impl World {
     /// A node on this broker, to be changed and started.
     #[must_use]
     pub fn node(&self, name: &str) -> NodeOptions {
-        NodeOptions::new(self.dir(), name, &self.broker.url())
+        NodeOptions::new(self.dir(), name, &self.brokers.urls())
     }
 
     /// A merchant of the fleet that is tried again soon and often: native idempotency, 16 at a
@@ -198,7 +208,7 @@ impl World {
     /// # Errors
     /// The broker does not answer.
     pub async fn another_publisher(&self) -> Result<Publisher> {
-        let connect = ConnectOptions::to(&self.broker.url(), "test flow");
+        let connect = ConnectOptions::to(&self.brokers.url(), "test flow");
         let connection = Connection::open_once(&connect).await?;
         Ok(Publisher::new(&connection, self.ledger.clone()))
     }
@@ -284,10 +294,11 @@ impl World {
     /// # Errors
     /// It does not start.
     pub async fn empty_broker(&self) -> Result<()> {
-        self.broker.kill9();
-        std::fs::remove_dir_all(self.broker.store_dir())?;
-        std::fs::create_dir_all(self.broker.store_dir())?;
-        self.broker.restart().await?;
+        let broker = self.broker();
+        broker.kill9();
+        std::fs::remove_dir_all(broker.store_dir())?;
+        std::fs::create_dir_all(broker.store_dir())?;
+        broker.restart().await?;
         self.reconnected(Duration::from_secs(20)).await
     }
 
@@ -302,13 +313,4 @@ impl World {
         })
         .await
     }
-}
-
-fn scratch() -> Result<TempDir> {
-    let mut dir = tempfile::Builder::new().prefix("expediter-").tempdir()?;
-    if std::env::var_os("EXPEDITER_TEST_KEEP").is_some() {
-        dir.disable_cleanup(true);
-        eprintln!("files are kept in {}", dir.path().display());
-    }
-    Ok(dir)
 }

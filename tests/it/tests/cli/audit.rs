@@ -157,7 +157,7 @@ async fn each_verb_leaves_its_record() -> Result<()> {
 async fn records_are_followed() -> Result<()> {
     let world = World::start().await?;
     apply(&world, &manifest(&world, "luigis", ""), "ann").await?;
-    let url = world.broker.url();
+    let url = world.broker().url();
     let follow = [
         "audit", "--follow", "--since", "1h", "--limit", "2", "--json", "--nats", &url,
     ];
@@ -231,7 +231,7 @@ async fn a_verb_that_is_stopped_is_recorded() -> Result<()> {
     world.register(&merchant).await?;
     world.publish("hung", 2).await?;
     waiting(&world, "hung", 2).await?;
-    let url = world.broker.url();
+    let url = world.broker().url();
     let delete = [
         "merchant",
         "delete",

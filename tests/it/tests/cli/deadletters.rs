@@ -161,7 +161,7 @@ async fn a_replay_stops_and_goes_on() -> Result<()> {
     publisher.send(by_hand.repeatable()).await?;
     world.settled(SOON).await?;
 
-    let url = world.broker.url();
+    let url = world.broker().url();
     let replay = ["deadletter", "replay", "--merchant", "picky", "--json"];
     let slowly = [&replay[..], &["--rate", "1/min", "--reason", "mended"]].concat();
     let mut child = command(world.dir())?;

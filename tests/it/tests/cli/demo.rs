@@ -135,7 +135,7 @@ async fn its_broker_dies_with_it() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_uses_a_running_server_that_nobody_else_uses() -> Result<()> {
     let world = World::bare().await?;
-    let url = world.broker.url();
+    let url = world.broker().url();
     let args = ["--nats", &url, "--json", "--for", "4s", "--rate", "200"];
     // Twice: its own merchants are there from the first time.
     for _ in 0..2 {
@@ -169,7 +169,7 @@ async fn it_uses_a_running_server_that_nobody_else_uses() -> Result<()> {
 async fn it_refuses_a_server_with_a_node_and_one_that_is_not_there() -> Result<()> {
     let world = World::start().await?;
     let node = world.node("kitchen-1").start().await?;
-    let url = world.broker.url();
+    let url = world.broker().url();
     finished(dev(world.dir(), &["--nats", &url])?)
         .await?
         .exits(FAILED)?

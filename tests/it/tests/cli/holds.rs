@@ -342,7 +342,7 @@ async fn a_drain_can_be_stopped_and_goes_on() -> Result<()> {
     world.register(&merchant).await?;
     world.publish("hung", 5).await?;
     world.arrived("hung", 2, SOON).await?;
-    let url = world.broker.url();
+    let url = world.broker().url();
     let drain = [
         "merchant", "drain", "hung", "--reason", "why", "--nats", &url,
     ];

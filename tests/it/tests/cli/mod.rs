@@ -155,7 +155,7 @@ async fn run(world: &World, args: &[&str]) -> Result<Ran> {
 
 /// The same with stdin.
 async fn feed(world: &World, args: &[&str], input: &str) -> Result<Ran> {
-    let url = world.broker.url();
+    let url = world.broker().url();
     let args: Vec<&str> = args.iter().copied().chain(["--nats", &url]).collect();
     run_in(world.dir(), &args, input.as_bytes()).await
 }

@@ -244,7 +244,7 @@ async fn outcomes_are_followed() -> Result<()> {
             "-n",
             "1",
             "--nats",
-            &world.broker.url(),
+            &world.broker().url(),
         ])
         .spawn()?;
     let stdout = child.stdout.take().context("stdout")?;

@@ -34,8 +34,8 @@ async fn killed_and_started_again() -> Result<()> {
     let load = shop::rush(&world, 200);
     for _ in 0..3 {
         more_arrive(&world, 300).await?;
-        world.broker.kill9();
-        world.broker.restart().await?;
+        world.broker().kill9();
+        world.broker().restart().await?;
     }
     more_arrive(&world, 300).await?;
     load.stop().await;
@@ -52,14 +52,14 @@ async fn away_for_ten_seconds() -> Result<()> {
     let node = world.node("node").start().await?;
     let load = shop::rush(&world, 100);
     more_arrive(&world, 200).await?;
-    world.broker.terminate().await;
+    world.broker().terminate().await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     ensure!(node.is_running(), "the node does not stand it");
     let (status, _) = node.get("/readyz").await?;
     ensure!(status == 503, "ready without a broker");
     let (status, _) = node.get("/livez").await?;
     ensure!(status == 200, "a restart would not help");
-    world.broker.restart().await?;
+    world.broker().restart().await?;
     more_arrive(&world, 200).await?;
     load.stop().await;
     world.settled(DRAIN).await?;
@@ -210,14 +210,14 @@ async fn killed_together_with_the_node() -> Result<()> {
     for round in 0..3 {
         more_arrive(&world, 200 + 100 * round).await?;
         node.kill9();
-        world.broker.kill9();
+        world.broker().kill9();
         node.spawn_again()?;
         eventually("the node asks for NATS", DRAIN, async || {
             let (status, page) = node.get("/readyz").await?;
             Ok((status == 503 && page.contains("NATS")).then_some(()))
         })
         .await?;
-        world.broker.restart().await?;
+        world.broker().restart().await?;
         node.wait_ready(DRAIN).await?;
     }
     more_arrive(&world, 200).await?;

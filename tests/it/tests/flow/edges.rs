@@ -217,7 +217,7 @@ async fn a_node_without_its_broker_still_obeys() -> Result<()> {
     world.register(&world.merchant("luigis")).await?;
     send(&world, "luigis").await?;
     world.settled(SOON).await?;
-    world.broker.kill9();
+    world.broker().kill9();
     let unready = expediter_harness::eventually("not ready", SOON, || async {
         Ok((node.get("/readyz").await?.0 == 503).then_some(()))
     });

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use expediter_fleet::merchants::{Behaviour, Ending, Step};
-use expediter_harness::{Load, NewOrder, World};
+use expediter_harness::{Brokers, Load, NewOrder, World};
 use expediter_types::Idempotency;
 
 /// Publishes to healthy merchants for a while, beside merchants that hang, trickle, send without end
@@ -282,7 +282,13 @@ async fn no_kind_of_trouble_doubles_the_latency_of_others() -> Result<()> {
 #[ignore = "takes minutes: just test-long"]
 async fn long_a_flood_to_a_hung_merchant_does_not_double_the_latency_of_others() -> Result<()> {
     let troubled = [("hung", 16)];
-    let world = shop(World::unsynced(8).await?, &troubled).await?;
+    let world = World::on(Brokers {
+        sync_always: false,
+        ..Brokers::default()
+    })
+    .await?;
+    world.make_streams(8).await?;
+    let world = shop(world, &troubled).await?;
     let node = world.node("node").start().await?;
     p99(&world, Duration::from_secs(1)).await?;
     let before = p99(&world, Duration::from_secs(10)).await?;

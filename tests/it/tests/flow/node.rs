@@ -13,7 +13,7 @@ use super::{SOON, send, stream};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_waits_for_nats_and_then_works() -> Result<()> {
     let world = World::bare().await?;
-    world.broker.kill9();
+    world.broker().kill9();
     let node = world.node("node").spawn()?;
     eventually("alive", SOON, || async {
         Ok((node.get("/livez").await?.0 == 200).then_some(()))
@@ -24,7 +24,7 @@ async fn a_node_waits_for_nats_and_then_works() -> Result<()> {
     let (status, _) = node.get("/metrics").await?;
     ensure!(status == 200);
     ensure!(node.get("/nothing").await?.0 == 404);
-    world.broker.restart().await?;
+    world.broker().restart().await?;
     world.reconnected(SOON).await?;
     node.wait_ready(Duration::from_secs(20)).await?;
     // It made the streams itself: with as many partitions as the default says.

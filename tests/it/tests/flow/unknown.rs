@@ -85,11 +85,11 @@ fn users(denied: &str) -> String {
 
 /// Writes the broker's configuration anew and lets it read it.
 async fn allow_everything(world: &World) -> Result<()> {
-    let config = world.broker.store_dir().with_extension("conf");
+    let config = world.broker().store_dir().with_extension("conf");
     let text = std::fs::read_to_string(&config)?;
     let base = text.split("authorization").next().unwrap_or_default();
     std::fs::write(&config, format!("{base}{}", users("")))?;
-    let pid = world.broker.pid().context("the broker runs")?;
+    let pid = world.broker().pid().context("the broker runs")?;
     let hung_up = std::process::Command::new("kill")
         .args(["-HUP", &pid.to_string()])
         .status()?;

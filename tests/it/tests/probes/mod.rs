@@ -32,7 +32,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use expediter_fleet::nats_server::{NatsCluster, NatsServer};
-use expediter_harness::nats;
+use expediter_harness::Brokers;
 use expediter_wire::subjects;
 use futures::TryStreamExt as _;
 use tempfile::TempDir;
@@ -66,26 +66,21 @@ use at_one_and_three_replicas;
 
 /// A broker of one or three servers, and a client of it.
 struct Broker {
-    nodes: Nodes,
+    nodes: NatsCluster,
     client: Client,
     js: jetstream::Context,
     replicas: usize,
     _dir: TempDir,
 }
 
-enum Nodes {
-    One(Box<NatsServer>),
-    Three(NatsCluster),
-}
-
 impl Broker {
     async fn start(replicas: usize) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let nodes = if replicas == 1 {
-            Nodes::One(Box::new(nats::single(dir.path()).await?))
-        } else {
-            Nodes::Three(nats::cluster3(dir.path()).await?)
+        let brokers = Brokers {
+            servers: replicas,
+            ..Brokers::default()
         };
+        let nodes = brokers.start(dir.path()).await?;
         let client = connect(&nodes.urls()).await?;
         let js = context(client.clone());
         Ok(Self {
@@ -98,7 +93,7 @@ impl Broker {
     }
 
     fn servers(&self) -> &[NatsServer] {
-        self.nodes.servers()
+        self.nodes.members()
     }
 
     /// The server with that name.
@@ -178,19 +173,6 @@ impl Broker {
             .await?;
         }
         Ok(())
-    }
-}
-
-impl Nodes {
-    fn servers(&self) -> &[NatsServer] {
-        match self {
-            Nodes::One(server) => std::slice::from_ref(&**server),
-            Nodes::Three(cluster) => cluster.members(),
-        }
-    }
-
-    fn urls(&self) -> Vec<String> {
-        self.servers().iter().map(NatsServer::url).collect()
     }
 }
 
