@@ -134,7 +134,9 @@ impl World {
     /// A node on this broker, to be changed and started.
     #[must_use]
     pub fn node(&self, name: &str) -> NodeOptions {
-        NodeOptions::new(self.dir(), name, &self.brokers.urls())
+        let servers = self.brokers.urls();
+        let replicas = servers.len().to_string();
+        NodeOptions::new(self.dir(), name, &servers).set_toml("nats.replicas", replicas)
     }
 
     /// A merchant of the fleet that is tried again soon and often: native idempotency, 16 at a
