@@ -28,6 +28,13 @@ run *ARGS:
 bench NAME *ARGS:
     @cargo run --release -p expediter -- bench "$@"
 
+# Break a cluster of processes on this machine, and judge what became of the orders
+[group('run')]
+[no-exit-message]
+chaos *ARGS:
+    @cargo build --release -p expediter -p expediter-load
+    @'{{ target }}/release/expediter-chaos' "$@"
+
 # Check that everything compiles, without building it
 [group('change')]
 check:

@@ -546,6 +546,12 @@ impl PartitionMachine {
         self.ledger.seen()
     }
 
+    /// It was taken and is not finished.
+    #[must_use]
+    pub fn is_open(&self, seq: Seq) -> bool {
+        self.ledger.is_open(seq)
+    }
+
     /// The owner's stamp.
     #[must_use]
     pub fn stamp(&self) -> Stamp {

@@ -6,6 +6,7 @@
 //! its owner; none outlives [`Node::leave`].
 
 mod audit;
+mod books;
 mod broker;
 mod claim;
 mod clock;
@@ -17,6 +18,7 @@ mod error;
 mod events;
 mod follow;
 mod identity;
+mod inspect;
 mod instance;
 mod intake;
 mod jobs;
@@ -38,10 +40,15 @@ mod streams;
 mod writer;
 
 pub use audit::{Audit, AuditFilter, AuditItem};
+pub use books::{Books, books};
 pub use connect::{ConnectOptions, Connection, ConnectionState, Credentials, Tls};
 pub use control::{request, request_node};
 pub use error::{Difference, Error};
 pub use events::{ControlHandler, NodeEvents};
+pub use inspect::{
+    ClaimEntry, ConsumerFacts, NodeEntry, Peer, StreamFacts, StreamReport, broker_time, claims,
+    consumers, inspect_streams, nodes,
+};
 pub use jobs::{JobEntry, Jobs};
 pub use node::{Node, NodeStatus, Options};
 pub use outcomes::{

@@ -266,7 +266,7 @@ async fn open(broker: &Broker, filters: Vec<String>, from: From) -> Result<Reade
 }
 
 /// What is not readable says nothing.
-fn items(delivered: &Delivered) -> Vec<OutcomeItem> {
+pub(crate) fn items(delivered: &Delivered) -> Vec<OutcomeItem> {
     let Delivered {
         seq: record,
         at: recorded,

@@ -118,6 +118,22 @@ impl fmt::Debug for Reader {
 
 impl Reader {
     pub(crate) async fn open(broker: &Broker, options: &ReaderOptions) -> Result<Self, Error> {
+        Self::open_with(broker, options, false).await
+    }
+
+    /// Payloads are left out.
+    pub(crate) async fn open_headers(
+        broker: &Broker,
+        options: &ReaderOptions,
+    ) -> Result<Self, Error> {
+        Self::open_with(broker, options, true).await
+    }
+
+    async fn open_with(
+        broker: &Broker,
+        options: &ReaderOptions,
+        headers_only: bool,
+    ) -> Result<Self, Error> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let (filter_subject, filter_subjects) = match options.filters.as_slice() {
@@ -143,6 +159,7 @@ impl Reader {
             inactive_threshold: INACTIVE,
             num_replicas: 1,
             memory_storage: true,
+            headers_only,
             ..pull::Config::default()
         };
         let what = || format!("reading {} with {}", options.stream, options.name);

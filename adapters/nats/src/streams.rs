@@ -57,6 +57,43 @@ pub async fn ensure(connection: &Connection, topology: &Topology) -> Result<u16,
         });
     }
     let broker = Broker::new(connection);
+    let (count, wanted) = all(&broker, topology).await?;
+    for wanted in wanted {
+        wanted.ensure(&broker).await?;
+    }
+    Ok(count)
+}
+
+/// How streams and buckets should be, and their sizes where those are given, else 0.
+pub(crate) async fn wanted(
+    broker: &Broker,
+    topology: &Topology,
+) -> Result<Vec<(Config, u64)>, Error> {
+    let mut topology = topology.clone();
+    if topology.replicas == 0 {
+        let existing = broker.info(subjects::ORDERS).await?;
+        topology.replicas = existing.map_or(1, |info| info.config.num_replicas);
+    }
+    let (_, wanted) = all(broker, &topology).await?;
+    let wanted = wanted.into_iter();
+    Ok(wanted
+        .map(|wanted| (wanted.config, wanted.fixed_bytes))
+        .collect())
+}
+
+/// The settings of a stream that are not as wanted.
+pub(crate) fn differences(wanted: &Config, fixed_bytes: u64, found: &Config) -> Vec<Difference> {
+    let wanted = Wanted {
+        config: wanted.clone(),
+        fixed_bytes,
+        chosen_bytes: 0,
+    };
+    wanted.differences(found)
+}
+
+/// All of them, and the number of partitions.
+async fn all(broker: &Broker, topology: &Topology) -> Result<(u16, [Wanted; 8]), Error> {
+    let info = broker.connection.client().server_info();
     let existing = broker.info(subjects::ORDERS).await?;
     let existing = existing.and_then(|info| partitions_of(&info.config));
     let count = topology
@@ -64,7 +101,7 @@ pub async fn ensure(connection: &Connection, topology: &Topology) -> Result<u16,
         .or(existing)
         .unwrap_or(16)
         .clamp(1, 1_024);
-    let limit = storage_limit(&broker).await?;
+    let limit = storage_limit(broker).await?;
     let largest = i32::try_from(info.max_payload.saturating_sub(ENVELOPE_ROOM)).unwrap_or(i32::MAX);
     let wanted = [
         Wanted {
@@ -94,10 +131,7 @@ pub async fn ensure(connection: &Connection, topology: &Topology) -> Result<u16,
         Wanted::bucket(bucket(topology, subjects::CONTROL, 1, false)),
         Wanted::bucket(bucket(topology, subjects::SCOPES, 1, false)),
     ];
-    for wanted in wanted {
-        wanted.ensure(&broker).await?;
-    }
-    Ok(count)
+    Ok((count, wanted))
 }
 
 /// The number of partitions of the existing ORDERS.

@@ -14,9 +14,9 @@ use expediter_runtime::{Clock, Platform};
 use expediter_types::{DeadReason, Hold, HoldState, MerchantId, NodeName, OrderId, Partition, Seq};
 use expediter_wire::Rfc3339;
 use expediter_wire::control::{
-    CancelResult, ControlReply, ControlRequest, HoldStatus, MAX_MERCHANTS, MerchantState,
-    MerchantStatus, OrderStatus, PartitionState, PartitionStatus, Place, decode_request,
-    encode_reply,
+    CancelResult, ControlReply, ControlRequest, HoldStatus, MAX_ACCOUNT, MAX_MERCHANTS,
+    MerchantState, MerchantStatus, OrderStatus, PartitionState, PartitionStatus, Place,
+    decode_request, encode_reply,
 };
 
 use crate::node::NodeHealth;
@@ -115,6 +115,7 @@ impl Control {
                 actor,
             } => self.cancel(partition, merchant, id, &reason, &actor).await,
             ControlRequest::PartitionStatus => self.partition(partition).await,
+            ControlRequest::PartitionAccount { seqs } => self.account(partition, seqs).await,
             ControlRequest::NodeStatus => Some(error_reply("a node answers that, not a partition")),
         };
         answer.unwrap_or_else(|| error_reply("this node does not work on the partition any more"))
@@ -266,6 +267,16 @@ impl Control {
             }
         });
         status.await.map(ControlReply::Partition)
+    }
+
+    async fn account(&self, partition: Partition, mut seqs: Vec<Seq>) -> Option<ControlReply> {
+        seqs.truncate(MAX_ACCOUNT);
+        let reply = self.platform.ask(partition, move |machine, _| {
+            let seen = machine.seen();
+            seqs.retain(|seq| *seq <= seen && !machine.is_open(*seq));
+            ControlReply::Account { seen, closed: seqs }
+        });
+        reply.await
     }
 
     async fn order(

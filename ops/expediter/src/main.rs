@@ -57,6 +57,11 @@ enum Verb {
     Outcome(cli::outcome::Verb),
     /// Watch merchants: backlog, in flight, rate, latency, the oldest waiting order
     Top(cli::top::Args),
+    /// Look at nodes and partitions
+    #[command(subcommand)]
+    Cluster(cli::cluster::Verb),
+    /// Check the broker, the nodes and the accounts; say what to do
+    Doctor(cli::doctor::Args),
     /// Show who changed what, and when
     Audit(cli::audit::Args),
     /// Print and check settings
@@ -90,6 +95,8 @@ fn run(global: &Global, verb: Verb) -> Result<(), Error> {
         Verb::DeadLetter(verb) => cli::deadletter::run(global, verb),
         Verb::Outcome(verb) => cli::outcome::run(global, verb),
         Verb::Top(args) => cli::top::run(global, args),
+        Verb::Cluster(verb) => cli::cluster::run(global, verb),
+        Verb::Doctor(args) => cli::doctor::run(global, args),
         Verb::Audit(args) => cli::audit::run(global, args),
         Verb::Config(verb) => cli::config::run(global, verb),
         Verb::Completion(args) => cli::completion::run::<Cli>(&args),

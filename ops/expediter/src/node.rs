@@ -71,6 +71,7 @@ impl RunningNode {
             name: config.node_name(),
             events: Arc::clone(&events),
             platform: platform.clone(),
+            store: Arc::clone(&store),
             node: Arc::clone(&node),
         });
         let page = Arc::clone(&metrics);

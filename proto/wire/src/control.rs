@@ -17,6 +17,9 @@ use crate::{Rfc3339, WireError};
 /// 1 MiB.
 pub const MAX_MERCHANTS: usize = 500;
 
+/// Sequences in one [`ControlRequest::PartitionAccount`].
+pub const MAX_ACCOUNT: usize = 20_000;
+
 /// A question or an order to the owner of a partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op")]
@@ -95,6 +98,13 @@ pub enum ControlRequest {
     /// Answered by [`ControlReply::Partition`].
     #[serde(rename = "partition.status")]
     PartitionStatus,
+    /// Which of these sequences the owner can say nothing about; answered by
+    /// [`ControlReply::Account`].
+    #[serde(rename = "partition.account")]
+    PartitionAccount {
+        /// At most [`MAX_ACCOUNT`].
+        seqs: Vec<Seq>,
+    },
     /// Only to a node; answered by [`ControlReply::Node`].
     #[serde(rename = "node.status")]
     NodeStatus,
@@ -146,6 +156,13 @@ pub enum ControlReply {
     Explanation(Box<Explanation>),
     #[serde(rename = "partition.status")]
     Partition(PartitionStatus),
+    #[serde(rename = "partition.account")]
+    Account {
+        /// Every message of the partition up to it was taken.
+        seen: Seq,
+        /// Of the named sequences up to `seen`, those that do not wait here: finished, or lost.
+        closed: Vec<Seq>,
+    },
     #[serde(rename = "node.status")]
     Node(NodeStatus),
     /// The request could not be answered; for people.
@@ -515,6 +532,10 @@ mod tests {
                 ControlRequest::PartitionStatus,
                 r#"{"v":1,"op":"partition.status"}"#,
             ),
+            (
+                ControlRequest::PartitionAccount { seqs: vec![3, 9] },
+                r#"{"v":1,"op":"partition.account","seqs":[3,9]}"#,
+            ),
             (ControlRequest::NodeStatus, r#"{"v":1,"op":"node.status"}"#),
         ] {
             assert_eq!(encode_request(&request), json);
@@ -593,6 +614,10 @@ mod tests {
                 check: "partitions".into(),
                 reason: "1 partitions are not running yet".into(),
             }],
+            at: Some(Rfc3339(1_770_000_000_000)),
+            unaccounted: -1,
+            store_waiting: 7,
+            store_bytes: 1 << 20,
         };
         for reply in [
             ControlReply::Order(order),
@@ -607,6 +632,10 @@ mod tests {
                 remaining: 1,
             },
             ControlReply::Partition(partition),
+            ControlReply::Account {
+                seen: 9,
+                closed: vec![3, 8],
+            },
             ControlReply::Node(node),
             ControlReply::Error {
                 message: "not the owner".into(),

@@ -84,6 +84,22 @@ pub struct NodeStatus {
     /// Why it is not ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failing: Vec<FailingCheck>,
+    /// The node's clock when it answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Rfc3339>,
+    /// Orders that it took and that are neither finished nor waiting; anything but 0 is a fault.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unaccounted: i64,
+    /// Changes that wait to be written into its store.
+    #[serde(default)]
+    pub store_waiting: u64,
+    /// The store's size on disk.
+    #[serde(default)]
+    pub store_bytes: u64,
+}
+
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 /// A partition of a node.

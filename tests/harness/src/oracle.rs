@@ -292,10 +292,8 @@ impl<'a> Court<'a> {
             {
                 self.wrong(format!("an outcome of what nobody published: {outcome:?}"));
             }
-            if outcome.kind == OutcomeKind::Duplicate {
-                if closed.get(&(merchant, id)) != Some(&1) {
-                    self.wrong(format!("{id} is only a repeat, of nothing: {outcome:?}"));
-                }
+            if outcome.kind == OutcomeKind::Duplicate && closed.get(&(merchant, id)) != Some(&1) {
+                self.wrong(format!("{id} is only a repeat, of nothing: {outcome:?}"));
             }
         }
     }

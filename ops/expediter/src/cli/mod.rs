@@ -5,10 +5,12 @@
 //! from merchants and publishers is printed without control characters.
 
 pub(crate) mod audit;
+pub(crate) mod cluster;
 pub(crate) mod completion;
 pub(crate) mod config;
 mod dead;
 pub(crate) mod deadletter;
+pub(crate) mod doctor;
 mod error;
 mod explain;
 mod follow;

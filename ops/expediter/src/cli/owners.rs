@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use expediter_nats::{Connection, Registry, partitions, request};
-use expediter_types::{MerchantId, OrderId, Partition, Seq};
+use expediter_nats::{Connection, Registry, partitions, request, request_node};
+use expediter_types::{MerchantId, NodeName, OrderId, Partition, Seq};
 use expediter_wire::control::{
     CancelResult, ControlReply, ControlRequest, MerchantStatus, OrderStatus, PartitionStatus,
     decode_reply, encode_request,
 };
 use expediter_wire::explain::Explanation;
+use expediter_wire::nodes::NodeStatus;
 use expediter_wire::subjects;
 use futures::StreamExt;
 
@@ -57,6 +58,38 @@ impl Owners {
             connection: connection.clone(),
             partitions,
         })
+    }
+
+    /// All partitions.
+    pub(super) fn partitions(&self) -> impl Iterator<Item = Partition> {
+        (0..self.partitions).map(Partition)
+    }
+
+    /// How a node stands.
+    pub(super) async fn node_status(&self, node: &NodeName) -> Result<NodeStatus, Error> {
+        let question = encode_request(&ControlRequest::NodeStatus);
+        let answer = request_node(&self.connection, node, question, PATIENCE).await?;
+        match decode_reply(&answer).map_err(anyhow::Error::from)? {
+            ControlReply::Node(status) => Ok(status),
+            ControlReply::Error { message } => Err(Error::failed(message)),
+            _ => Err(Error::failed(format!("node {node} answers something else"))),
+        }
+    }
+
+    /// Which of these sequences do not wait at the owner, of those that it has passed; and how far
+    /// that is. At most [`MAX_ACCOUNT`] of them.
+    pub(super) async fn account(
+        &self,
+        partition: Partition,
+        seqs: &[Seq],
+    ) -> Result<(Seq, Vec<Seq>), Error> {
+        let question = ControlRequest::PartitionAccount {
+            seqs: seqs.to_vec(),
+        };
+        match self.ask(partition, &question).await? {
+            ControlReply::Account { seen, closed } => Ok((seen, closed)),
+            _ => Err(strange(partition)),
+        }
     }
 
     /// The partition of a merchant.

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use expediter_types::UnixMillis;
-use expediter_wire::Rfc3339;
+use expediter_types::{UnixMillis, parse_duration};
+use expediter_wire::{Rfc3339, parse_rfc3339};
 
 /// The wall clock.
 pub(super) fn now() -> UnixMillis {
@@ -59,6 +59,16 @@ pub(super) fn about(duration: Duration) -> String {
         5_400..172_800 => format!("about {} h", round(3_600)),
         _ => format!("about {} d", round(86_400)),
     }
+}
+
+/// A moment as people type it: RFC 3339, or so long ago, such as `2h`.
+pub(super) fn past(text: &str) -> Result<UnixMillis, String> {
+    if let Ok(at) = parse_rfc3339(text) {
+        return Ok(at);
+    }
+    let ago = parse_duration(text)
+        .map_err(|_| "is neither a duration such as 2h nor RFC 3339".to_owned())?;
+    Ok(now().saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// `2026-01-31 08:00:00Z`

@@ -4,8 +4,11 @@ use std::sync::{Arc, OnceLock};
 
 use expediter_gateway::{Check, Health};
 use expediter_nats::{Node, PartitionPhase};
-use expediter_runtime::Platform;
+use expediter_ports::MerchantStore as _;
+use expediter_runtime::{Clock, Platform};
+use expediter_store::SledStore;
 use expediter_types::NodeName;
+use expediter_wire::Rfc3339;
 use expediter_wire::control::PartitionState;
 use expediter_wire::nodes::{FailingCheck, NodePartition, NodeStatus};
 
@@ -17,6 +20,7 @@ pub(crate) struct NodeHealth {
     pub(crate) name: NodeName,
     pub(crate) events: Arc<Events>,
     pub(crate) platform: Platform,
+    pub(crate) store: Arc<SledStore>,
     /// Empty until NATS answered.
     pub(crate) node: Arc<OnceLock<Arc<Node>>>,
 }
@@ -112,6 +116,10 @@ impl NodeHealth {
             capacity: snapshot.capacity as u64,
             ready: failing.is_empty(),
             failing,
+            at: Some(Rfc3339(Clock::now().wall)),
+            unaccounted: snapshot.unaccounted,
+            store_waiting: snapshot.store_waiting as u64,
+            store_bytes: self.store.usage().disk_bytes,
         })
     }
 }

@@ -53,10 +53,10 @@ pub(super) struct Chosen {
     #[arg(long, value_parser = super::select::reason, value_name = "REASON")]
     reason_is: Vec<expediter_types::DeadReason>,
     /// Only what ended since then: so long ago, such as 2h, or RFC 3339
-    #[arg(long, value_parser = super::select::past, value_name = "WHEN")]
+    #[arg(long, value_parser = crate::cli::text::past, value_name = "WHEN")]
     since: Option<expediter_types::UnixMillis>,
     /// Only what ended before then
-    #[arg(long, value_parser = super::select::past, value_name = "WHEN")]
+    #[arg(long, value_parser = crate::cli::text::past, value_name = "WHEN")]
     until: Option<expediter_types::UnixMillis>,
 }
 

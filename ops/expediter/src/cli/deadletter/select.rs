@@ -4,13 +4,12 @@ use std::collections::HashSet;
 
 use clap::ValueEnum;
 use expediter_nats::{Audit, AuditItem, Connection, OutcomeItem, Registry, read_dead_letters};
-use expediter_types::{DeadReason, MerchantId, OrderId, OutcomeKind, UnixMillis, parse_duration};
-use expediter_wire::parse_rfc3339;
+use expediter_types::{DeadReason, MerchantId, OrderId, OutcomeKind, UnixMillis};
 use tokio::sync::mpsc;
 
 use crate::cli::Error;
 use crate::cli::dead::{letter, resolutions};
-use crate::cli::text::{clean, now};
+use crate::cli::text::{clean, past};
 
 /// A choice among all dead letters.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -101,15 +100,6 @@ pub(super) fn reason(text: &str) -> Result<DeadReason, String> {
         let names: Vec<_> = DeadReason::ALL.iter().map(|r| r.as_str()).collect();
         format!("is none of {}", names.join(", "))
     })
-}
-
-pub(super) fn past(text: &str) -> Result<UnixMillis, String> {
-    if let Ok(at) = parse_rfc3339(text) {
-        return Ok(at);
-    }
-    let ago = parse_duration(text)
-        .map_err(|_| "is neither a duration such as 2h nor RFC 3339".to_owned())?;
-    Ok(now().saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)))
 }
 
 impl Selection {

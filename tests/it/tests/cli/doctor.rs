@@ -1,0 +1,138 @@
+//! `cluster status` and `doctor`: on a cluster that is well, and on one that is not.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use async_nats::jetstream;
+use expediter_fleet::merchants::Behaviour;
+use expediter_harness::{NodeProcess, World, eventually};
+use expediter_types::{MerchantId, Partition};
+use expediter_wire::subjects;
+
+use super::{FAILED, OK, USAGE, run};
+
+const SOON: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_well() -> Result<()> {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+    let world = World::configured(&format!("http: \"{port}\"\n")).await?;
+    world.make_streams(4).await?;
+    let first = world.node("first").start().await?;
+    let second = world.node("second").start().await?;
+    world.register(&world.merchant("luigis")).await?;
+    world.publish("luigis", 50).await?;
+    world.settled(SOON).await?;
+    both_work(&first, &second).await?;
+
+    let status = run(&world, &["cluster", "status"]).await?.exits(OK)?;
+    status.says(&["first", "second", "ready", "running", "PARTITION"])?;
+    let status = run(&world, &["cluster", "status", "--json"]).await?;
+    let status = status.exits(OK)?.objects()?.pop().context("no object")?;
+    let partitions = status["partitions"].as_array().context("no partitions")?;
+    ensure!(partitions.len() == 4 && partitions.iter().all(|p| p["state"] == "running"));
+    ensure!(status["nodes"][0]["node"] == "first" && status["last"] == 50);
+
+    let monitor = format!("http://{port}");
+    let well = ["doctor", "--monitor", &monitor, "--reconcile"];
+    let well = run(&world, &well).await?.exits(OK)?;
+    well.says(&[
+        "syncs always",
+        "8 streams as nodes make them",
+        "first is ready",
+        "second is ready",
+        "ahead of the broker",
+        "all 4 partitions run",
+        "1 merchant, none with a problem",
+        "50 sequences",
+        "50 finished, 0 waiting, 0 unaccounted",
+    ])?;
+    // One copy of the streams is a warning.
+    let strict = ["doctor", "--monitor", &monitor, "--strict", "--json"];
+    let strict = run(&world, &strict).await?.exits(FAILED)?;
+    let warnings: Vec<_> = strict.objects()?;
+    let warnings = warnings.iter().filter(|finding| finding["level"] != "ok");
+    let checks: Vec<_> = warnings.map(|finding| finding["check"].clone()).collect();
+    ensure!(checks == ["streams.replicas"], "{checks:?}");
+    run(&world, &["doctor", "--since", "1h"])
+        .await?
+        .exits(USAGE)?
+        .tells(&["--reconcile"])?;
+    first.check(&[]).await?;
+    second.check(&[]).await
+}
+
+async fn both_work(first: &NodeProcess, second: &NodeProcess) -> Result<()> {
+    eventually("both work", SOON, async || {
+        let owned = [
+            first.metric("expediter_partitions_owned").await?,
+            second.metric("expediter_partitions_owned").await?,
+        ];
+        Ok((owned.iter().all(|n| *n > 0.0) && owned.iter().sum::<f64>() == 4.0).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_named() -> Result<()> {
+    let world = World::bare().await?;
+    let nothing = run(&world, &["doctor"]).await?.exits(FAILED)?;
+    nothing.says(&["streams.missing", "expediter serve"])?;
+
+    world.make_streams(1).await?;
+    let mut node = world.node("node").start().await?;
+    world.fleet.set("luigis", Behaviour::status(401))?;
+    world.register(&world.merchant("luigis")).await?;
+    world.fleet.set("hung", Behaviour::hung())?;
+    world.register(&world.merchant("hung")).await?;
+    world.publish("luigis", 1).await?;
+    let mut waiting = world.publish("hung", 3).await?;
+    waiting.sort_by_key(|order| order.seq);
+    eventually("the refusal is noticed", SOON, async || {
+        let doctor = run(&world, &["doctor"]).await?;
+        Ok(doctor
+            .says(&["luigis refuses our credentials"])
+            .ok()
+            .map(drop))
+    })
+    .await?;
+    let doctor = run(&world, &["doctor", "--reconcile"])
+        .await?
+        .exits(FAILED)?;
+    doctor.says(&["merchant explain luigis", "4 waiting, 0 unaccounted"])?;
+
+    // Somebody's own consumer, and an order that somebody purged.
+    let context = jetstream::new(world.connection.client().clone());
+    let orders = context.get_stream(subjects::ORDERS).await?;
+    let strange = jetstream::consumer::pull::Config {
+        durable_name: Some("reports".to_owned()),
+        ..Default::default()
+    };
+    orders.create_consumer(strange).await?;
+    node.kill9();
+    let hung = subjects::orders(Partition(0), &MerchantId::new("hung")?);
+    orders.purge().filter(hung).sequence(waiting[1].seq).await?;
+    let silent = run(&world, &["doctor", "--reconcile"])
+        .await?
+        .exits(FAILED)?;
+    silent.says(&[
+        "nobody works on partitions 0",
+        "nobody answers for partition 0",
+    ])?;
+    run(&world, &["cluster", "status"])
+        .await?
+        .exits(FAILED)?
+        .tells(&["nobody works on 1 partition"])?;
+    node.wipe_data()?;
+    node.restart().await?;
+    let lost = run(&world, &["doctor", "--reconcile"])
+        .await?
+        .exits(FAILED)?;
+    lost.says(&[
+        "the consumer reports, which is no node's",
+        &format!("{} is not in ORDERS any more", waiting[0].seq),
+        "1 of ",
+    ])?;
+    Ok(())
+}
