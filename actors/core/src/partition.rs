@@ -290,6 +290,8 @@ pub struct PartitionMachine {
     /// What the load of expired orders that is under way may say is out of date for these.
     parked_while_expiring: HashSet<Seq>,
     draining: bool,
+    /// Too many owners crashed: no attempt starts.
+    paused: bool,
     /// The epoch is over: nothing starts any more.
     closed: bool,
     unknown: spent::Unknown,
@@ -421,6 +423,7 @@ impl PartitionMachine {
             ending: BTreeSet::new(),
             parked_while_expiring: HashSet::new(),
             draining: false,
+            paused: recovered.paused,
             closed: false,
             unknown,
             running: 0,

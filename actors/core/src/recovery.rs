@@ -51,6 +51,8 @@ pub struct Recovered {
     pub stamp: Stamp,
     /// The claim that was replaced, and its epoch; `None` for the first claim of all.
     pub replaced: Option<Claim>,
+    /// Too many owners crashed: no attempt starts until an operator says so.
+    pub paused: bool,
     /// Highest sequence that survived into this incarnation of the log; what a store holds above
     /// it from an older incarnation must be published again.
     pub cut: Seq,
@@ -314,6 +316,7 @@ impl Recovery {
                 incarnation: self.claim.incarnation,
             },
             cut: self.claim.cut,
+            paused: self.claim.crashes.paused,
             replaced: self.replaced,
             replaced_epoch,
             outcomes_lost: false,

@@ -125,6 +125,8 @@ pub struct Stopped {
     /// Attempts that still ran; ambiguous until `busy_until`.
     pub running: Vec<Seq>,
     pub busy_until: UnixMillis,
+    /// No attempt starts, because too many owners crashed; so it is for the next owner, too.
+    pub paused: bool,
 }
 
 /// The side of the node that works on partitions; ownership calls it.

@@ -37,6 +37,8 @@ pub struct PartitionGauges {
     pub stored: AtomicU64,
     pub active_merchants: AtomicUsize,
     pub quarantined: AtomicUsize,
+    /// 1: no attempt starts, because too many owners crashed.
+    pub paused: AtomicUsize,
     /// Closed merchants, by [`ClosedBecause`].
     pub closed: [AtomicUsize; ClosedBecause::ALL.len()],
     /// Merchants that have orders and are not registered.
@@ -607,6 +609,9 @@ impl PartitionActor {
             .quarantined
             .store(machine.quarantined_merchants(), Ordering::Relaxed);
         gauges
+            .paused
+            .store(usize::from(machine.is_paused()), Ordering::Relaxed);
+        gauges
             .unknown
             .store(machine.unknown_merchants(), Ordering::Relaxed);
         gauges
@@ -664,6 +669,7 @@ impl PartitionActor {
                 .send(Stopped {
                     running,
                     busy_until,
+                    paused: self.parts.machine.is_paused(),
                 })
                 .is_err();
         }

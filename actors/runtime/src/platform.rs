@@ -123,6 +123,8 @@ pub struct Snapshot {
     pub stored: u64,
     pub active_merchants: usize,
     pub quarantined: usize,
+    /// Partitions that are paused because too many owners crashed.
+    pub paused: usize,
     /// Closed merchants, by [`ClosedBecause`].
     pub closed: [usize; ClosedBecause::ALL.len()],
     /// Merchants that have orders and are not registered.
@@ -357,6 +359,7 @@ impl Platform {
             all.stored += gauges.stored.load(Ordering::Relaxed);
             all.active_merchants += gauges.active_merchants.load(Ordering::Relaxed);
             all.quarantined += gauges.quarantined.load(Ordering::Relaxed);
+            all.paused += gauges.paused.load(Ordering::Relaxed);
             for (all, gauge) in all.closed.iter_mut().zip(&gauges.closed) {
                 *all += gauge.load(Ordering::Relaxed);
             }

@@ -7,7 +7,7 @@ use async_nats::HeaderMap;
 use expediter_core::store::PartitionMeta;
 use expediter_ports::Stopped;
 use expediter_types::{
-    Claim, ClaimState, Incarnation, NodeName, Partition, Seq, Stamp, UnixMillis,
+    Claim, ClaimState, Crashes, Incarnation, NodeName, Partition, Seq, Stamp, UnixMillis,
 };
 use expediter_wire::{records, subjects};
 use tokio::sync::watch;
@@ -23,6 +23,13 @@ use crate::recovery::{Claimed, MarkHead};
 /// How often a claim that may not be replaced yet is looked at.
 const LOOK: Duration = Duration::from_millis(150);
 
+/// Crashes of a partition's owners count so long, in milliseconds.
+const CRASH_WINDOW: u64 = 600_000;
+/// They are none of the partition's within this time after the broker was away.
+const BLAMELESS: Duration = Duration::from_secs(30);
+/// So many are remembered.
+const MOST_CRASHES: usize = 20;
+
 /// What this process remembers of a partition's log, and which incarnation that was.
 pub(crate) type Remembered = (Incarnation, Witness);
 
@@ -35,6 +42,8 @@ pub(crate) struct Claimant {
     pub(crate) members: watch::Receiver<Arc<Members>>,
     /// A live owner that does not let go is replaced so long after the map changed.
     pub(crate) patience: Duration,
+    /// After so many crashes of its owners within [`CRASH_WINDOW`] a partition starts paused; 0: never.
+    pub(crate) crash_limit: usize,
 }
 
 /// The newest claim record of a partition.
@@ -94,7 +103,15 @@ impl Claimant {
             incarnation,
             cut,
             at: wall(),
+            crashes: self.crashes(last.claim.as_ref()),
         };
+        if claim.crashes.paused {
+            tracing::error!(
+                %partition,
+                crashes = claim.crashes.at.len(),
+                "the partition starts paused, because its owners crashed: see `expediter cluster resume`"
+            );
+        }
         let token = match publish_claim(&self.broker, partition, &claim).await {
             Ok(seq) => seq,
             Err(error) => {
@@ -148,6 +165,28 @@ impl Claimant {
             .get(&claim.node)
             .is_some_and(|m| m.instance == claim.instance);
         released || ours || !lives || members.changed.elapsed() > self.patience
+    }
+
+    /// What the partition did to its owners. A broker that was away is to blame for what ended about
+    /// then, and a process that comes back did not end.
+    fn crashes(&self, replaced: Option<&Claim>) -> Crashes {
+        let Some(former) = replaced else {
+            return Crashes::default();
+        };
+        let mut crashes = former.crashes.clone();
+        let now = wall();
+        let recent = now.saturating_sub(CRASH_WINDOW);
+        crashes.at.retain(|at| crashes.paused || *at >= recent);
+        let ended = former.state == ClaimState::Held && former.instance != self.instance;
+        let blameless = self.broker.connection.disturbed_within(BLAMELESS);
+        if ended && !blameless {
+            let excess = (crashes.at.len() + 1).saturating_sub(MOST_CRASHES);
+            crashes.at.drain(..excess);
+            crashes.at.push(now);
+            let limit = self.crash_limit;
+            crashes.paused |= limit > 0 && crashes.at.len() >= limit;
+        }
+        crashes
     }
 
     /// Which log this is, and how much of the former one survived.
@@ -251,7 +290,13 @@ pub(crate) async fn release(
     stamp: Stamp,
     stopped: Stopped,
 ) -> Result<(), Error> {
+    // An operator let it go on: it starts anew.
+    let resumed = claimed.crashes.paused && !stopped.paused;
     let claim = Claim {
+        crashes: match resumed {
+            true => Crashes::default(),
+            false => claimed.crashes.clone(),
+        },
         state: ClaimState::Released {
             epoch: stamp.token,
             running: stopped.running,

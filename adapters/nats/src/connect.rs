@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{Client, ConnectErrorKind, Event};
 use tokio::sync::watch;
@@ -85,6 +85,8 @@ pub struct ConnectionState {
     pub connects: u64,
     /// Messages were dropped because a subscription was full, so many times.
     pub slow_consumers: u64,
+    /// When it was lost the last time.
+    pub lost_at: Option<Instant>,
 }
 
 /// A connection that comes back by itself for ever; clones share it.
@@ -125,6 +127,7 @@ impl Connection {
             connected: false,
             connects: 0,
             slow_consumers: 0,
+            lost_at: None,
         });
         let sender = Arc::new(sender);
         let servers = options.servers.join(",");
@@ -152,6 +155,13 @@ impl Connection {
     #[must_use]
     pub fn connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// It is down, or was within this time; the time before the first connection is none.
+    #[must_use]
+    pub(crate) fn disturbed_within(&self, time: Duration) -> bool {
+        let state = self.state.borrow();
+        !state.connected || state.lost_at.is_some_and(|at| at.elapsed() < time)
     }
 
     /// Follows the state.
@@ -262,7 +272,10 @@ fn note(state: &watch::Sender<ConnectionState>, event: &Event) {
             tracing::info!("connected to NATS");
         }
         Event::Disconnected => {
-            state.send_modify(|state| state.connected = false);
+            state.send_modify(|state| {
+                state.connected = false;
+                state.lost_at = Some(Instant::now());
+            });
             tracing::warn!("the connection to NATS is lost");
         }
         Event::Closed => state.send_modify(|state| state.connected = false),

@@ -42,6 +42,8 @@ pub struct Options {
     pub drain_deadline: Duration,
     /// The longest attempt any merchant may have; 10 min.
     pub attempt_timeout: Duration,
+    /// After so many crashes of its owners within ten minutes a partition starts paused; 3. 0: never.
+    pub crash_limit: usize,
     /// How long OUTCOMES keeps outcomes; 7 d.
     pub outcomes_retention: Duration,
     /// How long OUTCOMES keeps dead letters; 30 d.
@@ -58,6 +60,7 @@ impl Options {
             topology: Topology::default(),
             drain_deadline: Duration::from_secs(30),
             attempt_timeout: Duration::from_secs(600),
+            crash_limit: 3,
             outcomes_retention: Duration::from_secs(7 * 86_400),
             dead_retention: Duration::from_secs(30 * 86_400),
         }
@@ -183,6 +186,7 @@ impl Node {
                 instance: instance.clone(),
                 members: members.clone(),
                 patience: options.drain_deadline + options.attempt_timeout,
+                crash_limit: options.crash_limit,
             },
             intake: Broker::new(&intake),
             shared: Arc::new(shared),

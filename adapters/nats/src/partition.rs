@@ -200,14 +200,14 @@ async fn epoch(
     let recovered = tokio::select! {
         biased;
         command = commanded(command) => {
-            return give_back(environment, &claimed, command, Default::default()).await;
+            return give_back(environment, &claimed, command, unstarted(&claimed)).await;
         }
         recovered = recovering => match recovered {
             Err(Error::Fenced { current, .. }) => {
                 return Ok(fenced(environment, &claimed, current, None));
             }
             Err(error) => {
-                give_back(environment, &claimed, Command::HandOver, Default::default()).await?;
+                give_back(environment, &claimed, Command::HandOver, unstarted(&claimed)).await?;
                 return Err(error);
             }
             Ok(recovered) => recovered,
@@ -238,7 +238,13 @@ async fn epoch(
         Ok(opened) => opened,
         Err(reason) => {
             log.end();
-            give_back(environment, &claimed, Command::HandOver, Default::default()).await?;
+            give_back(
+                environment,
+                &claimed,
+                Command::HandOver,
+                unstarted(&claimed),
+            )
+            .await?;
             return Err(Error::Host { partition, reason });
         }
     };
@@ -383,6 +389,14 @@ fn fenced(
     Ended::Again {
         remembered,
         pause: false,
+    }
+}
+
+/// Of a partition whose work did not begin.
+fn unstarted(claimed: &Claimed) -> expediter_ports::Stopped {
+    expediter_ports::Stopped {
+        paused: claimed.claim.crashes.paused,
+        ..Default::default()
     }
 }
 

@@ -115,6 +115,7 @@ impl Control {
                 actor,
             } => self.cancel(partition, merchant, id, &reason, &actor).await,
             ControlRequest::PartitionStatus => self.partition(partition).await,
+            ControlRequest::PartitionResume => self.resume(partition).await,
             ControlRequest::PartitionAccount { seqs } => self.account(partition, seqs).await,
             ControlRequest::NodeStatus => Some(error_reply("a node answers that, not a partition")),
         };
@@ -264,9 +265,18 @@ impl Control {
                 in_flight: u64::from(machine.running()),
                 merchants: rows.iter().filter(|row| row.backlog > 0).count() as u64,
                 decided,
+                paused: machine.is_paused(),
             }
         });
         status.await.map(ControlReply::Partition)
+    }
+
+    async fn resume(&self, partition: Partition) -> Option<ControlReply> {
+        let reply = self.platform.ask(partition, |machine, directory| {
+            let paused = machine.resume_all(directory, Clock::now());
+            ControlReply::Resumed { paused }
+        });
+        reply.await
     }
 
     async fn account(&self, partition: Partition, mut seqs: Vec<Seq>) -> Option<ControlReply> {

@@ -278,6 +278,7 @@ fn nats_options(config: &Config) -> anyhow::Result<expediter_nats::Options> {
         topology: config.topology(),
         drain_deadline: config.node.drain_deadline,
         attempt_timeout: LONGEST_ATTEMPT,
+        crash_limit: config.node.crash_limit,
         outcomes_retention: config.nats.outcomes_retention,
         dead_retention: config.nats.dead_letter_retention,
         node: name,

@@ -31,8 +31,8 @@ pub use merchant::{
 pub use outcome::{DeadReason, Outcome, OutcomeKind};
 pub use rate::{InvalidRate, Rate};
 pub use record::{
-    AttemptCount, AttemptMark, Claim, ClaimState, ClosedBecause, ClosedMerchant, DeadLetter, Mark,
-    ParkedOrder, Record, ShiftRecord, SpentQuota, Stamp,
+    AttemptCount, AttemptMark, Claim, ClaimState, ClosedBecause, ClosedMerchant, Crashes,
+    DeadLetter, Mark, ParkedOrder, Record, ShiftRecord, SpentQuota, Stamp,
 };
 pub use slices::{Slice, SliceEntry, SliceTable};
 pub use time::{Incarnation, Now, UnixMillis};

@@ -31,6 +31,16 @@ pub struct Claim {
     /// incarnation say nothing about sequences above it.
     pub cut: Seq,
     pub at: UnixMillis,
+    pub crashes: Crashes,
+}
+
+/// How often a partition's owners ended without giving it back.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Crashes {
+    /// When a successor noticed, of the last ten minutes before the claim, oldest first.
+    pub at: Vec<UnixMillis>,
+    /// They were too many: no attempt starts until an operator says so.
+    pub paused: bool,
 }
 
 /// Held, or given back by its owner.

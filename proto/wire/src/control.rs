@@ -105,6 +105,10 @@ pub enum ControlRequest {
         /// At most [`MAX_ACCOUNT`].
         seqs: Vec<Seq>,
     },
+    /// An operator lets a partition go on that is paused because its owners crashed; answered by
+    /// [`ControlReply::Resumed`]. Asking again changes nothing.
+    #[serde(rename = "partition.resume")]
+    PartitionResume,
     /// Only to a node; answered by [`ControlReply::Node`].
     #[serde(rename = "node.status")]
     NodeStatus,
@@ -156,6 +160,11 @@ pub enum ControlReply {
     Explanation(Box<Explanation>),
     #[serde(rename = "partition.status")]
     Partition(PartitionStatus),
+    #[serde(rename = "partition.resume")]
+    Resumed {
+        /// It was paused until this request.
+        paused: bool,
+    },
     #[serde(rename = "partition.account")]
     Account {
         /// Every message of the partition up to it was taken.
@@ -328,6 +337,9 @@ pub struct PartitionStatus {
     /// Revision of the newest decision in CONTROL that the owner follows.
     #[serde(default)]
     pub decided: u64,
+    /// No attempt starts until an operator says so, because its owners crashed.
+    #[serde(default, skip_serializing_if = "json::is_false")]
+    pub paused: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -533,6 +545,10 @@ mod tests {
                 r#"{"v":1,"op":"partition.status"}"#,
             ),
             (
+                ControlRequest::PartitionResume,
+                r#"{"v":1,"op":"partition.resume"}"#,
+            ),
+            (
                 ControlRequest::PartitionAccount { seqs: vec![3, 9] },
                 r#"{"v":1,"op":"partition.account","seqs":[3,9]}"#,
             ),
@@ -597,6 +613,7 @@ mod tests {
             in_flight: 0,
             merchants: 1,
             decided: 3,
+            paused: true,
         };
         let node = NodeStatus {
             node: NodeName::new("n").unwrap(),
@@ -632,6 +649,7 @@ mod tests {
                 remaining: 1,
             },
             ControlReply::Partition(partition),
+            ControlReply::Resumed { paused: true },
             ControlReply::Account {
                 seen: 9,
                 closed: vec![3, 8],

@@ -55,6 +55,8 @@ pub enum Reason {
     },
     /// The owner gives the partition to another node.
     HandsOver,
+    /// The partition is paused, because its owners crashed.
+    PartitionPaused,
     /// Too many outcomes wait for the broker.
     OutcomesWait,
     /// An older order of its key was parked: `order resolve`.

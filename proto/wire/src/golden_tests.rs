@@ -290,6 +290,7 @@ fn claims() {
         incarnation: stamp().incarnation,
         cut: 12,
         at: AT,
+        crashes: Crashes::default(),
     };
     let state = ClaimState::Released {
         epoch: 41,

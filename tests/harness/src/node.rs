@@ -37,6 +37,8 @@ impl NodeOptions {
             ("log.format", "\"json\"".to_owned()),
             ("log.filter", "\"info\"".to_owned()),
             ("node.drain_deadline", "\"5s\"".to_owned()),
+            // Tests kill nodes often.
+            ("node.crash_limit", "0".to_owned()),
             ("orders.mark_every", "\"1s\"".to_owned()),
             ("store.cache", "\"32MiB\"".to_owned()),
         ];

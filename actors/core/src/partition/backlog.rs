@@ -323,6 +323,7 @@ impl PartitionMachine {
             && !backlog.quarantined
             && !backlog.held
             && !self.draining
+            && !self.paused
             && backlog.condemned.is_none()
             && stored.state.due.is_none_or(|due| due <= now.wall)
             && self.writer.unconfirmed() < self.config.unconfirmed

@@ -3,7 +3,7 @@
 use expediter_types::{Now, Seq, UnixMillis};
 
 use super::merchants::Stage;
-use super::{Command, PartitionMachine};
+use super::{Command, Directory, PartitionMachine};
 use crate::store::StoreOp;
 
 /// What is left when a drained partition is given back.
@@ -26,6 +26,21 @@ impl PartitionMachine {
         let mut active: Vec<_> = active.map(|(merchant, _)| merchant.clone()).collect();
         active.sort_unstable();
         self.commands.extend(active.into_iter().map(Command::Halt));
+    }
+
+    /// No attempt starts, because too many owners crashed.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// An operator lets a paused partition go on. True when it was paused.
+    pub fn resume_all(&mut self, directory: &dyn Directory, now: Now) -> bool {
+        let paused = std::mem::take(&mut self.paused);
+        if paused {
+            self.wake_all(directory, now);
+        }
+        paused
     }
 
     /// No attempt runs and every answer is decided.

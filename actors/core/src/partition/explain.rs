@@ -18,6 +18,8 @@ pub struct Explained {
     pub outcomes_wait: bool,
     /// The owner gives the partition back.
     pub hands_over: bool,
+    /// The whole partition: too many owners crashed.
+    pub paused: bool,
     /// Orders of the merchant that ended in the last full minute, or so far in the first.
     pub ended_per_minute: u64,
 }
@@ -43,6 +45,7 @@ impl PartitionMachine {
             waits: backlog.map_or(Wait::Nothing, |backlog| backlog.waits),
             outcomes_wait: self.writer.unconfirmed() >= self.config.unconfirmed,
             hands_over: self.draining,
+            paused: self.paused,
             ended_per_minute: backlog.map_or(0, |backlog| backlog.stats.pace(now)),
         }
     }

@@ -37,7 +37,7 @@ impl PartitionMachine {
             self.commands.push_back(Command::Load(load));
             return;
         }
-        if backlog.quarantined || held || self.draining || unconfirmed {
+        if backlog.quarantined || held || self.draining || self.paused || unconfirmed {
             return;
         }
         let Some(merchant) = directory.merchant(id) else {
@@ -440,6 +440,7 @@ impl PartitionMachine {
             return self.put_back(&stored);
         }
         let blocked = self.draining
+            || self.paused
             || self.backlogs.get(&id).is_none_or(|b| {
                 b.quarantined || b.held || b.condemned.is_some() || b.room(&merchant) == 0
             });

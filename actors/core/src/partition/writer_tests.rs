@@ -10,6 +10,7 @@ fn machine() -> PartitionMachine {
         counter: 1,
     };
     let recovered = Recovered {
+        paused: false,
         stamp: Stamp {
             token: 7,
             incarnation,

@@ -1,4 +1,4 @@
-use expediter_types::NodeName;
+use expediter_types::{Crashes, NodeName};
 
 use super::*;
 
@@ -20,6 +20,7 @@ fn claim(replaces: Seq, incarnation: Incarnation, cut: Seq) -> Claim {
         incarnation,
         cut,
         at: 1,
+        crashes: Crashes::default(),
     }
 }
 

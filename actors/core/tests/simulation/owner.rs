@@ -220,6 +220,8 @@ impl Owner {
                 Change::Resume => {
                     env.shadow.resumed(self.token, &merchant);
                     machine.resume(&merchant, directory, now);
+                    env.shadow.paused.remove(&self.token);
+                    machine.resume_all(directory, now);
                 }
                 Change::Hold(_) => machine.on_holds(directory, now),
             },

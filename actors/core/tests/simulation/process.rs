@@ -4,7 +4,7 @@
 use expediter_core::IntakeSource;
 use expediter_core::partition::{Drained, PartitionMachine};
 use expediter_core::store::StoredPartition;
-use expediter_types::{Claim, ClaimState, Incarnation, NodeName, Partition, Seq};
+use expediter_types::{Claim, ClaimState, Crashes, Incarnation, NodeName, Partition, Seq};
 
 use crate::broker::{Late, Written};
 use crate::env::{Change, Directory, Env, Plant};
@@ -367,6 +367,12 @@ impl Process {
     fn claim(&mut self, env: &mut Env, stored: StoredPartition) {
         let replaced = env.broker.claim.clone();
         let expected = env.broker.standing();
+        // As if too many owners had crashed; so it stays until somebody says otherwise.
+        let carried = replaced.as_ref().is_some_and(|(_, c)| c.crashes.paused);
+        let crashes = Crashes {
+            at: Vec::new(),
+            paused: carried || env.rng.chance(30),
+        };
         let claim = Claim {
             node: self.name.clone(),
             instance: self.instance.to_string(),
@@ -375,6 +381,7 @@ impl Process {
             incarnation: INCARNATION,
             cut: 0,
             at: env.now().wall,
+            crashes,
         };
         if env.rng.chance(env.plan.undecided[2] / 4) {
             env.broker.late.push(Late::Claim { expected, claim });
@@ -403,6 +410,9 @@ impl Process {
         mut stored: StoredPartition,
     ) {
         let mut recovered = env.broker.recover(token, claim, replaced, stored.meta);
+        if claim.crashes.paused {
+            env.shadow.paused.insert(token);
+        }
         if env.plant == Some(Plant::ForgetFinished) {
             let half = recovered.finished.max().unwrap_or(0) / 2;
             recovered.finished.remove_range(half..);
@@ -461,6 +471,10 @@ impl Process {
             incarnation: INCARNATION,
             cut: 0,
             at: env.now().wall,
+            crashes: Crashes {
+                at: Vec::new(),
+                paused: env.shadow.paused.contains(&token),
+            },
         };
         if env.rng.chance(env.plan.undecided[1]) {
             // Nothing came back; it tries again.

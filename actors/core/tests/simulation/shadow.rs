@@ -106,6 +106,8 @@ pub(crate) struct Shadow {
     quotas: BTreeMap<MerchantId, (Vec<Rate>, Vec<u64>)>,
     asked: BTreeMap<(Seq, MerchantId), (u64, UnixMillis)>,
     pub(crate) quarantined: BTreeSet<(Seq, MerchantId)>,
+    /// Epochs in which nothing may be sent, because owners crashed.
+    pub(crate) paused: BTreeSet<Seq>,
     pub(crate) condemned: BTreeSet<MerchantId>,
     /// Orders that an operator asked back.
     pub(crate) cancels: BTreeSet<(MerchantId, OrderId)>,
@@ -266,6 +268,9 @@ impl Shadow {
             .is_some_and(|not_before| not_before > begun.at.wall);
         if early && !self.jumps {
             broken!("ORD-1", "order {seq} is sent before its time");
+        }
+        if self.paused.contains(&token) {
+            broken!("ISO-1", "order {seq} is sent by {token}, which is paused");
         }
         if self.quarantined.contains(&(token, merchant.id.clone())) {
             broken!("ISO-1", "order {seq} is sent to a quarantined merchant");

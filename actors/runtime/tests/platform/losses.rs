@@ -102,11 +102,13 @@ fn claimed(token: Seq, replaces: Seq, before: Seq) -> Recovered {
         incarnation: log_number(if before == 0 { 1 } else { 2 }),
         cut: 0,
         at: 1,
+        crashes: Default::default(),
     };
     Recovered {
         stamp: Stamp { token, incarnation },
         replaced: Some(replaced),
         cut: 0,
+        paused: false,
         replaced_epoch: replaces,
         outcomes_lost: false,
         low_water: 0,

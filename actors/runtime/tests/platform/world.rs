@@ -168,6 +168,7 @@ impl World {
         let recovered = Recovered {
             stamp,
             replaced: None,
+            paused: false,
             cut: 0,
             replaced_epoch: 0,
             outcomes_lost: false,

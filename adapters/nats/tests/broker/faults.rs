@@ -26,6 +26,7 @@ async fn an_owner_that_lost_its_claim_is_refused() {
             incarnation: host.last_start(p).stamp.incarnation,
             cut: 0,
             at: 1,
+            crashes: Default::default(),
         });
     claim.replaces = token;
     let mut headers = HeaderMap::new();

@@ -130,6 +130,8 @@ pub enum Alarm {
     OutcomesFilling,
     /// No new attempts: OUTCOMES is 95 % full.
     OutcomesStopped,
+    /// A partition's owners crashed too often; no attempt starts.
+    PartitionPaused,
     /// A merchant's steps panic; it takes no orders.
     MerchantQuarantined,
     /// A merchant refuses our credentials.
@@ -146,12 +148,13 @@ pub enum Alarm {
 
 impl Alarm {
     /// All kinds.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::OrdersUnaccounted,
         Self::LogLost,
         Self::OutcomesLost,
         Self::OutcomesFilling,
         Self::OutcomesStopped,
+        Self::PartitionPaused,
         Self::MerchantQuarantined,
         Self::MerchantSuspended,
         Self::MerchantMisconfigured,
@@ -169,6 +172,7 @@ impl Alarm {
             Self::OutcomesLost => "outcomes_lost",
             Self::OutcomesFilling => "outcomes_filling",
             Self::OutcomesStopped => "outcomes_stopped",
+            Self::PartitionPaused => "partition_paused",
             Self::MerchantQuarantined => "merchant_quarantined",
             Self::MerchantSuspended => "merchant_suspended",
             Self::MerchantMisconfigured => "merchant_misconfigured",

@@ -6,6 +6,7 @@ use clap::Subcommand;
 use expediter_nats::{ClaimEntry, NodeEntry, broker_time, claims, inspect_streams, nodes};
 use expediter_types::{Partition, Seq, UnixMillis};
 use expediter_wire::Rfc3339;
+use expediter_wire::audit::AuditTarget;
 use expediter_wire::control::{PartitionState, PartitionStatus};
 use expediter_wire::nodes::NodeStatus;
 use expediter_wire::subjects;
@@ -13,6 +14,7 @@ use futures::StreamExt;
 use serde::Serialize;
 
 use super::global::block_on;
+use super::operator::{self, Actor, Deed, Effect, Operator};
 use super::out::Out;
 use super::owners::Owners;
 use super::table::table;
@@ -27,16 +29,41 @@ Examples:
   expediter cluster status
   expediter cluster status --json | jq '.partitions[] | select(.state != \"running\")'";
 
+const RESUME_EXAMPLES: &str = "\
+A partition is paused when the nodes that worked on it crashed three times within ten minutes
+(node.crash_limit). Resume one after the other: the one that ends its node again is the one to look at.
+
+Examples:
+  expediter cluster resume 3 --reason 'it was the memory limit'
+  expediter cluster resume 3 7 11 --reason 'node.data_dir was full'";
+
+/// Partitions to let go on.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ResumeArgs {
+    /// Numbers of the partitions
+    #[arg(required = true, value_name = "PARTITION")]
+    partitions: Vec<u16>,
+    /// Why, for those who look later
+    #[arg(long, value_parser = operator::reason, value_name = "TEXT")]
+    reason: String,
+    #[command(flatten)]
+    actor: Actor,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Show nodes and partitions: who works on what, since when, how far
     #[command(after_help = EXAMPLES)]
     Status,
+    /// Let partitions go on that are paused because their owners crashed
+    #[command(after_help = RESUME_EXAMPLES)]
+    Resume(ResumeArgs),
 }
 
 pub(crate) fn run(global: &Global, verb: Verb) -> Result<(), Error> {
     match verb {
         Verb::Status => block_on(async { Box::pin(status(global)).await }),
+        Verb::Resume(args) => block_on(async { Box::pin(resume(global, args)).await }),
     }
 }
 
@@ -229,6 +256,45 @@ async fn status(global: &Global) -> Result<(), Error> {
     }
 }
 
+async fn resume(global: &Global, args: ResumeArgs) -> Result<(), Error> {
+    #[derive(Serialize)]
+    struct Resumed {
+        partition: u16,
+        /// It was paused until then.
+        was_paused: bool,
+    }
+    let connection = global.connect().await?;
+    let owners = Owners::of(&connection).await?;
+    let count = owners.partitions().count();
+    if let Some(none) = args.partitions.iter().find(|p| usize::from(**p) >= count) {
+        return Err(Error::NotFound(format!(
+            "there is no partition {none}: they are 0 to {}",
+            count.saturating_sub(1)
+        )));
+    }
+    let operator = Operator::new(&connection, &args.actor).await?;
+    let mut out = Out::stdout();
+    for partition in args.partitions {
+        let target = AuditTarget::alone("partition", &partition.to_string());
+        let deed = Deed::new("cluster.resume", target).because(&args.reason);
+        let resuming = async {
+            let paused = owners.resume(Partition(partition)).await?;
+            Ok(Effect::new(paused).detail("was_paused", paused))
+        };
+        let (was_paused, recorded) = operator.step(deed, resuming).await?;
+        match (global.json, was_paused) {
+            (true, _) => out.json(&Resumed {
+                partition,
+                was_paused,
+            })?,
+            (false, true) => out.line(format_args!("partition {partition} goes on"))?,
+            (false, false) => out.line(format_args!("partition {partition} was not paused"))?,
+        }
+        recorded?;
+    }
+    Ok(())
+}
+
 fn text(cluster: &Cluster, now: UnixMillis) -> String {
     let rows = cluster.nodes.iter().map(|node| {
         let status = node.status.as_ref();
@@ -275,7 +341,11 @@ fn text(cluster: &Cluster, now: UnixMillis) -> String {
                 (None, Some(claim)) if claim.held => format!("nobody ({} had it)", claim.node),
                 (None, _) => "nobody".to_owned(),
             },
-            part.state.map_or("does not answer", state).to_owned(),
+            match status {
+                Some(status) if status.paused => "paused".to_owned(),
+                Some(status) => state(status.state).to_owned(),
+                None => "does not answer".to_owned(),
+            },
             claimed.map_or(String::new(), |claim| count(claim.epoch)),
             claimed.map_or(String::new(), |claim| ago(claim.at.0, now)),
             figure(|status| status.unfinished),

@@ -326,6 +326,11 @@ fn words(reason: &Reason, merchant: &MerchantId, behind: &Behind, now: UnixMilli
                 other => format!("closed: {}; until {until}", clean(other)),
             }
         }
+        Reason::PartitionPaused => {
+            "its partition is paused, because the nodes that worked on it crashed: \
+             `expediter cluster status` shows it, `expediter cluster resume` lets it go on"
+                .to_owned()
+        }
         Reason::HandsOver => "its node gives it to another one".to_owned(),
         Reason::OutcomesWait => {
             "nothing starts until NATS has acknowledged the outcomes that wait".to_owned()

@@ -76,6 +76,17 @@ impl Owners {
         }
     }
 
+    /// Lets a paused partition go on; true when it was paused.
+    pub(super) async fn resume(&self, partition: Partition) -> Result<bool, Error> {
+        match self
+            .ask(partition, &ControlRequest::PartitionResume)
+            .await?
+        {
+            ControlReply::Resumed { paused } => Ok(paused),
+            _ => Err(strange(partition)),
+        }
+    }
+
     /// Which of these sequences do not wait at the owner, of those that it has passed; and how far
     /// that is. At most [`MAX_ACCOUNT`] of them.
     pub(super) async fn account(

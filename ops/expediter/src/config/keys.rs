@@ -58,6 +58,7 @@ pub(super) const KEYS: &[Key] = keys! {
     "node.data_dir": |c, v| c.node.data_dir => v.path()?.ok_or("must name a directory")?,
     "node.listen": |c, v| c.node.listen => v.parsed("an address such as 127.0.0.1:8321")?,
     "node.drain_deadline": |c, v| c.node.drain_deadline => v.duration(SECOND..=10 * MINUTE)?,
+    "node.crash_limit": |c, v| c.node.crash_limit => v.count(0..=20)?,
     "node.shards": |c, v| c.node.shards => v.count(0..=64)?,
     "node.in_flight": |c, v| c.node.in_flight => v.count(1..=1_000_000)?,
     "node.rate": |c, v| c.node.rate => v.optional(|text| text.parse().map_err(|error: InvalidRate| error.to_string()))?,

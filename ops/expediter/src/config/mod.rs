@@ -45,6 +45,7 @@ pub(crate) struct Node {
     pub(crate) data_dir: PathBuf,
     pub(crate) listen: SocketAddr,
     pub(crate) drain_deadline: Duration,
+    pub(crate) crash_limit: usize,
     /// 0: one for each two cores.
     pub(crate) shards: usize,
     pub(crate) in_flight: usize,
@@ -163,6 +164,7 @@ impl Default for Node {
             data_dir: PathBuf::from("data"),
             listen: SocketAddr::from(([127, 0, 0, 1], 8321)),
             drain_deadline: Duration::from_secs(20),
+            crash_limit: 3,
             shards: 0,
             in_flight: 5_000,
             rate: None,

@@ -110,6 +110,9 @@ fn reply(
 
 /// From when on orders of the merchant go, as far as is known; `None`: somebody has to do something.
 fn from(explained: &Explained, now: UnixMillis) -> Option<UnixMillis> {
+    if explained.paused {
+        return None;
+    }
     match explained.row.as_ref().map(|row| &row.state) {
         Some(Row::Open) | None => Some(now),
         Some(Row::Closed { until, .. }) => Some(now.max(*until)),
@@ -173,6 +176,9 @@ fn of_merchant(explained: &Explained) -> Vec<Reason> {
             until: Rfc3339(*until),
         }),
         Some(Row::Open) | None => {}
+    }
+    if explained.paused {
+        reasons.push(Reason::PartitionPaused);
     }
     if explained.hands_over {
         reasons.push(Reason::HandsOver);

@@ -120,6 +120,7 @@ impl<S: MerchantStore> Gauges<S> {
         metrics.capacity_denied.raise_to(now.capacity_denied as u64);
         let alarm = |kind: Alarm, count: usize| metrics.alarms.of(kind).set(figure(count));
         alarm(Alarm::OrdersUnaccounted, usize::from(now.unaccounted != 0));
+        alarm(Alarm::PartitionPaused, now.paused);
         alarm(Alarm::MerchantQuarantined, now.quarantined);
         alarm(Alarm::MerchantSuspended, now.closed[1]);
         alarm(Alarm::MerchantMisconfigured, now.closed[2]);

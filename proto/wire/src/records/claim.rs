@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use expediter_types::{Claim, ClaimState, NodeName};
+use expediter_types::{Claim, ClaimState, Crashes, NodeName};
 use serde::{Deserialize, Serialize};
 
 use crate::json::{self, IncarnationJson, V1};
@@ -28,6 +28,10 @@ struct ClaimJson<'a> {
     incarnation: IncarnationJson,
     cut: u64,
     at: Rfc3339,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    crashes: Vec<Rfc3339>,
+    #[serde(default, skip_serializing_if = "json::is_false")]
+    paused: bool,
 }
 
 /// `claim.<p>`: held, or released. Its own sequence is the token of what follows.
@@ -45,6 +49,8 @@ pub fn encode_claim(claim: &Claim) -> Bytes {
         incarnation: claim.incarnation.into(),
         cut: claim.cut,
         at: Rfc3339(claim.at),
+        crashes: claim.crashes.at.iter().map(|at| Rfc3339(*at)).collect(),
+        paused: claim.crashes.paused,
     };
     if let ClaimState::Released {
         epoch,
@@ -81,5 +87,9 @@ pub fn decode_claim(bytes: &[u8]) -> Result<Claim, WireError> {
         incarnation: record.incarnation.into(),
         cut: record.cut,
         at: record.at.0,
+        crashes: Crashes {
+            at: record.crashes.into_iter().map(|at| at.0).collect(),
+            paused: record.paused,
+        },
     })
 }

@@ -148,6 +148,8 @@ prop_compose! {
         released in of((any::<u64>(), vec(any::<u64>(), 0..5), 0..=MAX_MILLIS)),
         (replaces, created, counter, cut) in any::<(u64, u64, u32, u64)>(),
         at in 0..=MAX_MILLIS,
+        crashes in vec(0..=MAX_MILLIS, 0..4),
+        paused in any::<bool>(),
     ) -> Claim {
         let state = match released {
             Some((epoch, running, busy_until)) => ClaimState::Released { epoch, running, busy_until },
@@ -156,6 +158,7 @@ prop_compose! {
         Claim {
             node: NodeName::new(&node).unwrap(), instance, state, replaces,
             incarnation: Incarnation { created, counter }, cut, at,
+            crashes: Crashes { at: crashes, paused },
         }
     }
 }

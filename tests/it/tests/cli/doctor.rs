@@ -10,7 +10,7 @@ use expediter_harness::{NodeProcess, World, eventually};
 use expediter_types::{MerchantId, Partition};
 use expediter_wire::subjects;
 
-use super::{FAILED, OK, USAGE, run};
+use super::{FAILED, NOT_FOUND, OK, USAGE, run};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -135,4 +135,78 @@ async fn what_is_wrong_is_named() -> Result<()> {
         "1 of ",
     ])?;
     Ok(())
+}
+
+/// A partition whose owners crash three times takes orders and sends none, whoever works on it, until
+/// an operator lets it go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_ends_its_owners_is_paused() -> Result<()> {
+    let world = World::with(1).await?;
+    let careful = |name: &str| world.node(name).set_toml("node.crash_limit", "3");
+    let mut node = careful("first").start().await?;
+    world.register(&world.merchant("luigis")).await?;
+    world.publish("luigis", 1).await?;
+    world.settled(SOON).await?;
+    for _ in 0..2 {
+        node.kill9();
+        node.restart().await?;
+    }
+    world.publish("luigis", 1).await?;
+    world.settled(SOON).await?;
+    node.kill9();
+    node.restart().await?;
+
+    let late = world.publish("luigis", 1).await?;
+    let status = run(&world, &["cluster", "status"]).await?.exits(OK)?;
+    status.says(&["paused"])?;
+    let doctor = run(&world, &["doctor"]).await?.exits(FAILED)?;
+    doctor.says(&["partition 0 is paused at first", "cluster resume"])?;
+    eventually("the alarm", SOON, async || {
+        let alarm = node.metric("expediter_alarms{kind=\"partition_paused\"}");
+        Ok((alarm.await? == 1.0).then_some(()))
+    })
+    .await?;
+    let explain = ["order", "explain", &late[0].id, "--merchant", "luigis"];
+    let explained = run(&world, &explain).await?.exits(OK)?;
+    explained.says(&["its partition is paused", "cluster resume"])?;
+
+    // A planned hand-over changes nothing about it.
+    let second = careful("second").start().await?;
+    node.terminate(SOON).await?;
+    eventually("the second owns it", SOON, async || {
+        let owned = second.metric("expediter_partitions_owned").await?;
+        Ok((owned == 1.0).then_some(()))
+    })
+    .await?;
+    let arrived = world.fleet.merchant_stats("luigis").arrived;
+    ensure!(arrived == 2, "{arrived} arrived");
+    run(&world, &["cluster", "status"])
+        .await?
+        .says(&["second", "paused"])?;
+
+    let resume = ["cluster", "resume", "0"];
+    run(&world, &resume).await?.exits(USAGE)?;
+    let none = ["cluster", "resume", "7", "--reason", "x"];
+    run(&world, &none)
+        .await?
+        .exits(NOT_FOUND)?
+        .tells(&["there is no partition 7"])?;
+    let resume = [&resume[..], &["--reason", "memory", "--actor", "ann"]].concat();
+    let resumed = run(&world, &resume).await?.exits(OK)?;
+    resumed.says(&["partition 0 goes on"])?;
+    world.settled(SOON).await?;
+    let again = run(&world, &resume).await?.exits(OK)?;
+    again.says(&["was not paused"])?;
+    run(&world, &["audit", "--verb", "cluster.resume"])
+        .await?
+        .says(&["ann", "memory", "partition"])?;
+
+    // What was let go on starts anew with the next owner.
+    let third = careful("third").start().await?;
+    second.terminate(SOON).await?;
+    world.publish("luigis", 1).await?;
+    world.settled(SOON).await?;
+    third
+        .check(&["the partition starts paused", "lease ended"])
+        .await
 }

@@ -325,6 +325,17 @@ pub(super) async fn cluster(
         let Some(status) = &part.status else {
             continue;
         };
+        if status.paused {
+            findings.push(Finding::wrong(
+                "partitions",
+                format!(
+                    "partition {number} is paused at {}: its owners crashed",
+                    status.node
+                ),
+                "see the runbook partition-paused; `expediter cluster resume` lets it go on",
+            ));
+            continue;
+        }
         if status.state != PartitionState::Running {
             findings.push(Finding::warning(
                 "partitions",
