@@ -147,6 +147,12 @@ impl Capacity {
     pub(crate) fn denied(&self) -> usize {
         self.denied.load(Ordering::Relaxed)
     }
+
+    /// How many wait for a place.
+    pub(crate) fn waiting(&self) -> usize {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.small.len() + waiting.large.len()
+    }
 }
 
 impl Drop for Permit {

@@ -140,6 +140,8 @@ pub struct Snapshot {
     pub capacity: usize,
     pub capacity_used: usize,
     pub capacity_denied: usize,
+    /// Merchants whose next order could go now but for the node's capacity.
+    pub capacity_waiting: usize,
     /// Merchants with a start that waits for a shared limit.
     pub shared_waiting: usize,
     /// Writes of slices of shared limits, since the start.
@@ -341,6 +343,7 @@ impl Platform {
             capacity: inner.capacity.limit(),
             capacity_used: inner.capacity.in_flight(),
             capacity_denied: inner.capacity.denied(),
+            capacity_waiting: inner.capacity.waiting(),
             shared_waiting: inner.shared.waiting(),
             slice_writes: inner.shared.writes(),
             store_waiting: inner.store.waiting(),

@@ -17,6 +17,8 @@ pub trait NodeEvents: Debug + Send + Sync + 'static {
     fn gap(&self, _partition: Partition) {}
     /// The broker lost acknowledged orders; the partition goes on in a new incarnation.
     fn incarnation(&self, _partition: Partition) {}
+    /// The log has so many more orders of the partition than were read; 0 when it is given back.
+    fn unread(&self, _partition: Partition, _orders: u64) {}
     /// Finished orders were deleted from the log.
     fn purged(&self, _messages: u64) {}
     /// Subscriptions were full and messages were dropped (readers notice and read again).

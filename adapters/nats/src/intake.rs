@@ -171,6 +171,7 @@ impl Intake {
                 biased;
                 delivered = reader.next() => {
                     let (batch, broken) = self.gather(&mut reader, delivered?, &pending);
+                    self.events.unread(self.partition, pending.load(Ordering::Relaxed));
                     // First of all: what was gathered counts as taken, and nothing may drop it.
                     self.hand_over(batch).await?;
                     quiet = None;

@@ -267,6 +267,7 @@ async fn epoch(
     let end = run(reading, fence, command).await;
     drop(side);
     environment.shared.marks.forget(partition);
+    events.unread(partition, 0);
     let remembered = Some((claimed.claim.incarnation, *witnessed.borrow()));
     match end {
         Running::Commanded(Command::HandOver | Command::Work) => {

@@ -168,6 +168,8 @@ catalogue! {
         "Attempts that the node may have in flight.";
     capacity_denied: Counter, "expediter_capacity_denied_total", "attempts",
         "Attempts that had to wait for capacity.";
+    orders_held_by_node: Gauge, "expediter_orders_held_by_node", "orders",
+        "Orders that could go now but for the node: those of the log that it has not read, and the next one of each merchant that waits for its capacity.";
     notifications: Family<Counter, Notified>, "expediter_notifications_total", "notifications",
         "Notifications by webhook, by what became of them; a failed try is made again until it is given up.";
     alarms: Family<Gauge, Alarm>, "expediter_alarms", "alarms",

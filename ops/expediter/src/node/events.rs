@@ -1,7 +1,8 @@
 //! What happens in the platform and at the broker, as metrics and notifications.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use expediter_core::partition::Event;
@@ -33,6 +34,8 @@ pub(crate) struct Events {
     /// Milliseconds after `started` at which our own fault was last seen; 0: never.
     local_fault: std::sync::atomic::AtomicU64,
     outcomes_full: AtomicBool,
+    /// Orders of the log that were not read, where there are any.
+    unread: Mutex<BTreeMap<Partition, u64>>,
     /// Set once the platform runs.
     platform: std::sync::OnceLock<Platform>,
     failed: watch::Sender<Option<String>>,
@@ -46,6 +49,7 @@ impl Events {
             started: Instant::now(),
             local_fault: std::sync::atomic::AtomicU64::new(0),
             outcomes_full: AtomicBool::new(false),
+            unread: Mutex::default(),
             platform: std::sync::OnceLock::new(),
             failed: watch::Sender::new(None),
         })
@@ -73,6 +77,12 @@ impl Events {
     pub(crate) fn local_fault(&self) -> bool {
         let at = self.local_fault.load(Ordering::Relaxed);
         at != 0 && self.started.elapsed() < Duration::from_millis(at) + LOCAL_FAULT
+    }
+
+    /// Orders in the log that no partition of this node has read.
+    pub(crate) fn unread_orders(&self) -> u64 {
+        let unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        unread.values().sum()
     }
 
     pub(crate) fn outcomes_full(&self) -> bool {
@@ -176,6 +186,14 @@ impl NodeEvents for Events {
 
     fn purged(&self, messages: u64) {
         self.metrics.log_purged.add(messages);
+    }
+
+    fn unread(&self, partition: Partition, orders: u64) {
+        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        match orders {
+            0 => unread.remove(&partition),
+            more => unread.insert(partition, more),
+        };
     }
 
     fn job_published(&self, late: Duration) {

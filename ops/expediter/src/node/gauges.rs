@@ -117,6 +117,9 @@ impl<S: MerchantStore> Gauges<S> {
         metrics.shared_waiting.set(figure(now.shared_waiting));
         metrics.slice_writes.raise_to(now.slice_writes);
         metrics.capacity_limit.set(figure(now.capacity));
+        let unread = self.health.events.unread_orders();
+        let held = unread.saturating_add(now.capacity_waiting as u64);
+        metrics.orders_held_by_node.set(wide(held));
         metrics.capacity_denied.raise_to(now.capacity_denied as u64);
         let alarm = |kind: Alarm, count: usize| metrics.alarms.of(kind).set(figure(count));
         alarm(Alarm::OrdersUnaccounted, usize::from(now.unaccounted != 0));

@@ -264,3 +264,39 @@ async fn a_node_that_cannot_connect_by_its_own_fault_is_not_ready() -> Result<()
     ensure!(local >= 1.0, "{local}");
     node.check(&[]).await
 }
+
+/// What a cluster is scaled by: orders that wait for the node, not for their merchant.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_waits_for_the_node_asks_for_more_nodes() -> Result<()> {
+    const HELD: &str = "expediter_orders_held_by_node";
+    let world = World::start().await?;
+    let node = world.node("node").set_toml("node.in_flight", "10");
+    let node = node.start().await?;
+    // A long backlog of a merchant that takes nothing now.
+    world.fleet.set("refusing", Behaviour::status(401))?;
+    world.register(&world.merchant("refusing")).await?;
+    world.publish("refusing", 2_000).await?;
+    eventually("all is read", SOON, async || {
+        let waiting = node.metric("expediter_orders_waiting").await?;
+        Ok((waiting == 2_000.0 && node.metric(HELD).await? == 0.0).then_some(()))
+    })
+    .await?;
+    // More merchants at once than the node may serve.
+    for n in 0..30 {
+        let id = format!("slow-{n}");
+        world.fleet.set(&id, Behaviour::slow())?;
+        world.register(&world.merchant(&id)).await?;
+        world.publish(&id, 3).await?;
+    }
+    eventually("they wait for the node", SOON, async || {
+        Ok((node.metric(HELD).await? >= 15.0).then_some(()))
+    })
+    .await?;
+    for n in 0..30 {
+        world.fleet.set(&format!("slow-{n}"), Behaviour::fast())?;
+    }
+    eventually("the node has caught up", SOON, async || {
+        Ok((node.metric(HELD).await? == 0.0).then_some(()))
+    })
+    .await
+}
