@@ -6,6 +6,7 @@ mod bench;
 mod config;
 mod deadletters;
 mod demo;
+mod deploy;
 mod doctor;
 mod holds;
 mod jobs;
