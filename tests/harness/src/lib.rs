@@ -9,6 +9,7 @@
 //! test's, however that ends.
 
 mod ledger;
+mod link;
 mod load;
 mod log;
 mod nats;
@@ -20,6 +21,7 @@ mod wait;
 mod world;
 
 pub use ledger::{Accepted, Ledger};
+pub use link::Link;
 pub use load::Load;
 pub use log::{LogLine, NodeLog};
 pub use nats::Brokers;

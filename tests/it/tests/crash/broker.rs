@@ -1,6 +1,8 @@
 //! The broker dies, is away for a while, or comes back empty.
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -198,6 +200,84 @@ async fn comes_back_empty() -> Result<()> {
         "OUTCOMES came back shorter",
     ])
     .await
+}
+
+/// The broker's disk is restored from a copy that is some seconds old. What was published since and
+/// waits in the node's store is published again, and what was delivered since does not come twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn restored_from_an_old_copy() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").set("orders.spill_after", "300ms");
+    let node = node.start().await?;
+    for id in ["well", "closed"] {
+        let mut merchant = world.merchant(id);
+        merchant.retry.initial = Duration::from_secs(5);
+        merchant.retry.max = Duration::from_secs(5);
+        world.register(&merchant).await?;
+    }
+    world.fleet.set("closed", Behaviour::status(503))?;
+    let early = world.publish("closed", 10).await?;
+    world.publish("well", 10).await?;
+    world.arrived("well", 10, DRAIN).await?;
+    let copy = world.dir().join("copy");
+    let broker = world.broker();
+    broker.kill9();
+    copy_dir(broker.store_dir(), &copy)?;
+    broker.restart().await?;
+    world.reconnected(DRAIN).await?;
+
+    let late = world.publish("closed", 20).await?;
+    world.publish("well", 20).await?;
+    world.arrived("well", 30, DRAIN).await?;
+    eventually("all are in the store", DRAIN, async || {
+        Ok((node.metric("expediter_orders_stored").await? == 30.0).then_some(()))
+    })
+    .await?;
+    broker.kill9();
+    fs::remove_dir_all(broker.store_dir())?;
+    copy_dir(&copy, broker.store_dir())?;
+    broker.restart().await?;
+    world.reconnected(DRAIN).await?;
+    eventually("the loss is noticed", DRAIN, async || {
+        let alarm = node.metric("expediter_alarms{kind=\"log_lost\"}").await?;
+        Ok((alarm == 1.0).then_some(()))
+    })
+    .await?;
+    world.fleet.set("closed", Behaviour::fast())?;
+    let taken = || -> Vec<String> {
+        let arrivals = world.fleet.arrivals("closed").into_iter();
+        let taken = arrivals.filter(|arrival| arrival.is_taken());
+        taken.map(|arrival| arrival.order_id).collect()
+    };
+    eventually("all are delivered", DRAIN, async || {
+        let taken: HashSet<String> = taken().into_iter().collect();
+        let all = early
+            .iter()
+            .chain(&late)
+            .all(|order| taken.contains(&order.id));
+        Ok(all.then_some(()))
+    })
+    .await?;
+    ensure!(taken().len() == 30, "some were delivered twice");
+    // New orders go, too.
+    world.publish("well", 5).await?;
+    world.arrived("well", 35, DRAIN).await?;
+    ensure!(world.fleet.merchant_stats("well").arrived == 35);
+    ensure!(node.is_running(), "the node ended");
+    Ok(())
+}
+
+fn copy_dir(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => copy_dir(&entry.path(), &to)?,
+            false => drop(fs::copy(entry.path(), to)?),
+        }
+    }
+    Ok(())
 }
 
 /// The node's machine and the broker's lose power at the same moment, and the node is up first.

@@ -5,6 +5,7 @@
 
 mod broker;
 mod kills;
+mod network;
 mod nodes;
 mod order;
 mod planned;

@@ -1,9 +1,11 @@
 //! Two nodes: one joins, one leaves, one sleeps and wakes up, one has the wrong name.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use expediter_harness::{NodeProcess, World, eventually};
+use expediter_harness::{Load, NewOrder, NodeProcess, Outcomes, World, eventually};
+use expediter_wire::subjects::partition_of;
 
 use super::shop;
 
@@ -108,4 +110,54 @@ async fn an_old_owner_wakes_up() -> Result<()> {
     ensure!(sleeper.is_running() && other.is_running(), "a node ended");
     sleeper.check(&["claim stands"]).await?;
     other.check(&["lease ended"]).await
+}
+
+/// While partitions move to a node that joins, the others go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebalance_stops_nobody_else() -> Result<()> {
+    /// Longer than any pause between two orders of a partition that stays, on a busy machine.
+    const PAUSE: u64 = 1_500_000;
+    let world = World::with(PARTITIONS).await?;
+    // One for each partition.
+    let mut steady = BTreeMap::new();
+    for n in 0.. {
+        let id = format!("steady-{n}");
+        steady.entry(partition_of(&id, PARTITIONS)).or_insert(id);
+        if steady.len() == usize::from(PARTITIONS) {
+            break;
+        }
+    }
+    for id in steady.values() {
+        world.register(&world.merchant(id)).await?;
+    }
+    let _first = world.node("first").start().await?;
+    let second = world.node("second").start().await?;
+    owns(&second, |owned| owned > 0.0).await?;
+    let ids: Vec<String> = steady.values().cloned().collect();
+    let load = Load::start(&world.publisher(), 160, move |n| {
+        NewOrder::to(&ids[usize::try_from(n).unwrap_or(0) % ids.len()])
+    });
+    more_arrive(&world, 100).await?;
+    let before = Outcomes::read(&world.connection).await?.claims().len();
+    let third = world.node("third").start().await?;
+    let moved = owns(&third, |owned| owned > 0.0).await?;
+    more_arrive(&world, 200).await?;
+    load.stop().await;
+    let outcomes = world.settled(DRAIN).await?;
+    let taken: BTreeSet<_> = outcomes.claims()[before..]
+        .iter()
+        .map(|claim| claim.partition)
+        .collect();
+    ensure!(moved > 0.0 && taken.len() < steady.len(), "{taken:?} moved");
+    for (partition, id) in steady.iter().filter(|(p, _)| !taken.contains(p)) {
+        let mut times: Vec<u64> = world.fleet.arrivals(id).iter().map(|a| a.at_us).collect();
+        times.sort_unstable();
+        let longest = times.windows(2).map(|pair| pair[1] - pair[0]).max();
+        ensure!(
+            longest.is_some_and(|longest| longest < PAUSE),
+            "partition {partition} stays, and paused for {longest:?} us"
+        );
+    }
+    world.oracle().judge().await?;
+    Ok(())
 }
