@@ -27,6 +27,7 @@ pub struct NodeOptions {
     file: String,
     settings: BTreeMap<String, String>,
     env: Vec<(String, String)>,
+    disk_mib: Option<u32>,
 }
 
 impl NodeOptions {
@@ -48,7 +49,16 @@ impl NodeOptions {
             file: name.to_owned(),
             settings: settings.map(|(key, value)| (key.to_owned(), value)).into(),
             env: Vec::new(),
+            disk_mib: None,
         }
+    }
+
+    /// Its data directory is a disk of so many MiB, which vanishes with the process. Needs user
+    /// namespaces.
+    #[must_use]
+    pub fn disk_mib(mut self, size: u32) -> Self {
+        self.disk_mib = Some(size);
+        self
     }
 
     /// Sets `section.key` to a text, such as `("orders.mark_every", "1s")`.
@@ -113,6 +123,7 @@ impl NodeOptions {
             log: self.dir.join(format!("{}.log", self.file)),
             name: self.name,
             env: self.env,
+            disk_mib: self.disk_mib,
             data,
             config,
             port,
@@ -129,6 +140,7 @@ pub struct NodeProcess {
     binary: PathBuf,
     name: String,
     env: Vec<(String, String)>,
+    disk_mib: Option<u32>,
     data: PathBuf,
     config: PathBuf,
     log: PathBuf,
@@ -159,7 +171,17 @@ impl NodeProcess {
     pub fn spawn_again(&mut self) -> Result<()> {
         self.kill9();
         let log = File::options().create(true).append(true).open(&self.log)?;
-        let mut command = Command::new(&self.binary);
+        let mut command = match self.disk_mib {
+            None => Command::new(&self.binary),
+            Some(size) => {
+                fs::create_dir_all(&self.data)?;
+                let mount = format!("mount -t tmpfs -o size={size}m tmpfs \"$0\" && exec \"$@\"");
+                let mut unshare = Command::new("unshare");
+                unshare.args(["-Urm", "sh", "-c", &mount]);
+                unshare.arg(&self.data).arg(&self.binary);
+                unshare
+            }
+        };
         command.arg("serve").arg("--config").arg(&self.config);
         command
             .stdin(Stdio::null())

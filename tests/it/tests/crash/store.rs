@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -99,6 +100,42 @@ async fn damaged_while_down() -> Result<()> {
         });
     ensure!(aside.count() > 0, "nothing was moved aside");
     node.check(&["the store was broken", "sled"]).await
+}
+
+/// The disk of the store fills up in the middle of the work: the node ends and says why, and another
+/// one has everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn full_in_the_middle_of_a_batch() -> Result<()> {
+    let namespaces = Command::new("unshare").args(["-Urm", "true"]).status();
+    if !namespaces.is_ok_and(|status| status.success()) {
+        eprintln!("not run: no user namespaces here, and so no small disk");
+        return Ok(());
+    }
+    let world = World::start().await?;
+    world.fleet.set("closed", Behaviour::status(503))?;
+    let mut closed = world.merchant("closed");
+    closed.retry.initial = Duration::from_secs(5);
+    closed.retry.max = Duration::from_secs(5);
+    world.register(&closed).await?;
+    let small = world.node("small").disk_mib(16).start().await?;
+    for _ in 0..1_000 {
+        let order = NewOrder::to("closed").body(vec![b'x'; 20_000]);
+        world.publisher().offer(order).await?;
+    }
+    world.publisher().flush().await;
+    let code = small.wait_exit(DRAIN).await?;
+    ensure!(code == 1, "exit code {code}");
+    let said = small.log().tail(5);
+    ensure!(
+        said.contains("cannot write to the store in") && said.contains("No space left on device"),
+        "unclear: {said}"
+    );
+    // It goes by the same name on a larger disk.
+    world.fleet.set("closed", Behaviour::fast())?;
+    let node = world.node("small").files("large").start().await?;
+    world.settled(DRAIN).await?;
+    println!("{:?}", world.oracle().after_crashes().judge().await?);
+    node.check(&[]).await
 }
 
 /// Flips bytes all over the largest files.
