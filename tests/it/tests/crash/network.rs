@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use async_nats::jetstream;
 use expediter_harness::{Link, NodeProcess, World, eventually};
+use expediter_wire::subjects;
+use futures::TryStreamExt as _;
 
 use super::shop;
 
@@ -97,4 +100,38 @@ async fn what_was_on_the_way_when_the_connection_ended_arrives() -> Result<()> {
     world.settled(DRAIN).await?;
     world.oracle().judge().await?;
     node.check(&["connection to NATS is lost"]).await
+}
+
+/// Somebody tidies up and deletes the readers of the node.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_somebody_deletes_are_made_again() -> Result<()> {
+    let world = World::with(4).await?;
+    shop::open(&world).await?;
+    let node = world.node("node").start().await?;
+    let load = shop::rush(&world, 100);
+    world.arrived("native-fast", 10, DRAIN).await?;
+    let context = jetstream::new(world.connection.client().clone());
+    for _ in 0..2 {
+        for name in [subjects::ORDERS, "KV_MERCHANTS", "KV_NODES", "KV_CONTROL"] {
+            let stream = context.get_stream_no_info(name).await?;
+            let readers: Vec<String> = stream.consumer_names().try_collect().await?;
+            ensure!(!readers.is_empty(), "nobody reads {name}");
+            for reader in readers {
+                stream.delete_consumer(&reader).await?;
+            }
+        }
+        let before = world.fleet.stats().arrived;
+        let flows = world.fleet.wait_until(Duration::from_secs(10), |stats| {
+            stats.arrived >= before + 100
+        });
+        ensure!(flows.await, "nothing arrives any more");
+    }
+    // What is decided is still followed.
+    world.register(&world.merchant("late")).await?;
+    world.publish("late", 3).await?;
+    world.arrived("late", 3, Duration::from_secs(10)).await?;
+    load.stop().await;
+    world.settled(DRAIN).await?;
+    world.oracle().judge().await?;
+    node.check(&[]).await
 }
