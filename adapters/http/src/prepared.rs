@@ -59,6 +59,8 @@ pub(crate) struct Target {
     pub(crate) is_v6: bool,
     plain: HeaderMap,
     secrets: Vec<(HeaderName, SecretRef)>,
+    /// Values in the query of the URL and of the look-up's: they may be keys.
+    queries: Vec<String>,
 }
 
 /// The manifest's headers with their secrets, and what must not be shown of them.
@@ -126,6 +128,7 @@ impl Target {
             url: place.url,
             plain: HeaderMap::new(),
             secrets: Vec::new(),
+            queries: Vec::new(),
         })
     }
 
@@ -152,7 +155,14 @@ impl Target {
                 Secret::Reference(reference) => secrets.push((header, reference.clone())),
             }
         }
+        let mut queries = query_values(&place.url);
+        if let Some(lookup) = &adapter.lookup
+            && let Ok(url) = Url::parse(&lookup.url)
+        {
+            queries.extend(query_values(&url));
+        }
         Ok(Self {
+            queries,
             repeatable: adapter.idempotency == Idempotency::Native,
             method,
             place: place.name,
@@ -181,12 +191,29 @@ impl Target {
         }
         let sensitive = self.plain.values().filter(|value| value.is_sensitive());
         let sensitive = sensitive.filter_map(|value| value.to_str().ok());
-        let scrubber = Scrubber::new(values.iter().map(String::as_str).chain(sensitive));
+        let values = values.iter().map(String::as_str);
+        let queries = self.queries.iter().map(String::as_str);
+        let scrubber = Scrubber::new(values.chain(sensitive).chain(queries));
         Ok(Credentials {
             headers: Arc::new(headers),
             scrubber: Arc::new(scrubber),
         })
     }
+}
+
+/// A key is as long as this; shorter ones would hide ordinary words.
+const KEY: usize = 8;
+
+/// What may be a key in a URL's query, as it stands there and as it is meant.
+fn query_values(url: &Url) -> Vec<String> {
+    let raw = url.query().unwrap_or_default().split('&');
+    let raw = raw.filter_map(|pair| Some(pair.split_once('=')?.1.to_owned()));
+    let meant = url.query_pairs().map(|(_, value)| value.into_owned());
+    let mut values: Vec<String> = raw.chain(meant).collect();
+    values.retain(|value| value.len() >= KEY && !value.contains("{id}"));
+    values.sort_unstable();
+    values.dedup();
+    values
 }
 
 /// Everything but letters, digits and `-_.~`.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use expediter_types::{MerchantId, Seq, UnixMillis};
-use expediter_wire::audit::{AuditRecord, decode_audit, encode_audit};
+use expediter_wire::audit::{AuditRecord, AuditTarget, decode_audit, encode_audit};
 use expediter_wire::subjects;
 use tokio::sync::mpsc;
 
@@ -104,6 +104,17 @@ impl Audit {
             }
         };
         Err(Error::Publish { subject, reason })
+    }
+
+    /// The newest record about exactly this.
+    ///
+    /// # Errors
+    /// The broker does not answer.
+    pub async fn newest(&self, target: &AuditTarget) -> Result<Option<AuditRecord>, Error> {
+        let subject = subjects::audit(target);
+        let message = self.broker.last(subjects::AUDIT, &subject).await?;
+        // What only a newer version can read says nothing to this one.
+        Ok(message.and_then(|message| decode_audit(&message.payload).ok()))
     }
 
     /// Reads the records up to the newest one there is now, oldest first, into `sink`.

@@ -71,11 +71,13 @@ impl Evidence {
         let limits_broken = self.limits(&mut violations);
         let takeovers = self.takeovers();
         let longest = |near: bool| {
-            let of_kind = takeovers.iter().filter(|(_, at_fault)| *at_fault == near);
-            of_kind.map(|(took, _)| *took).max_by(f64::total_cmp)
+            let of_kind = takeovers
+                .iter()
+                .filter(|(_, _, at_fault)| *at_fault == near);
+            of_kind.map(|(_, took, _)| *took).max_by(f64::total_cmp)
         };
         let (calm, beside) = (longest(false), longest(true));
-        let mut times: Vec<f64> = takeovers.iter().map(|(took, _)| *took).collect();
+        let mut times: Vec<f64> = takeovers.iter().map(|(_, took, _)| *took).collect();
         times.sort_by(f64::total_cmp);
         let mut kinds = BTreeMap::new();
         for event in &self.events {
@@ -97,6 +99,7 @@ impl Evidence {
             max_takeover_broker_fault_s: beside,
             median_takeover_s: times.get(times.len() / 2).copied(),
             takeovers: times.len(),
+            takeover_times: takeovers,
             seed: options.seed,
             brokers: options.brokers,
             violations,
@@ -220,7 +223,7 @@ impl Evidence {
 
     /// For each partition of a killed node the seconds until another owner's first request, and
     /// whether a fault of a broker was near.
-    fn takeovers(&self) -> Vec<(f64, bool)> {
+    fn takeovers(&self) -> Vec<(f64, f64, bool)> {
         let mut arrivals = HashMap::<Partition, Vec<u64>>::new();
         for arrival in &self.arrivals {
             if let Some(partition) = self.partitions.get(&arrival.merchant) {
@@ -230,6 +233,7 @@ impl Evidence {
         for times in arrivals.values_mut() {
             times.sort_unstable();
         }
+        let first_fault = self.events.first().map_or(0, |event| event.begun_us);
         let mut takeovers = Vec::new();
         for event in &self.events {
             let (Fault::KillNode { .. }, Target::Node(node)) = (&event.fault, &event.target) else {
@@ -263,7 +267,8 @@ impl Evidence {
                         && other.ended_us + NEAR > event.begun_us
                 });
                 let took = (arrived - event.begun_us) as f64 / SECOND as f64;
-                takeovers.push((took, near));
+                let since = event.begun_us.saturating_sub(first_fault) as f64 / SECOND as f64;
+                takeovers.push((since, took, near));
             }
         }
         takeovers

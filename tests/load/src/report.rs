@@ -33,6 +33,9 @@ pub struct Report {
     /// The take-overs that were measured, in seconds: of half of them it was less.
     pub median_takeover_s: Option<f64>,
     pub takeovers: usize,
+    /// All of them: seconds since the first fault, seconds that it took, and whether a broker's fault
+    /// was near.
+    pub takeover_times: Vec<(f64, f64, bool)>,
     pub seed: u64,
     pub brokers: usize,
     /// What must not be, in words.

@@ -173,7 +173,9 @@ impl PartitionMachine {
             let why = "the node or the broker stopped while it may have been sent";
             return self.conclude(stored, false, kind, Why::from(why), now);
         }
-        if republished && merchant.adapter.idempotency == Idempotency::Lookup {
+        // A former generation may have arrived, and nobody here knows how it ended.
+        let again = republished || stored.order.envelope.generation > 1;
+        if again && merchant.adapter.idempotency == Idempotency::Lookup {
             self.look_later(&mut stored, &merchant, now);
         }
         let waiting = self.backlog(&id).waiting();

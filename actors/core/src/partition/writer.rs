@@ -20,6 +20,9 @@ const GROUP_BYTES: usize = 512 * 1024;
 const LISTED: usize = 2_000;
 /// A successor without this owner's store notices repeats of at least this age.
 const REPEATS_WINDOW_MS: u64 = 600_000;
+/// Nor more than so many records of OUTCOMES, of whatever partition: about half a second of a
+/// take-over, of which nothing may be sent before they are read.
+const REPEATS_RECORDS: Seq = 50_000;
 
 /// What is said with a decision, for people.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -395,7 +398,9 @@ impl PartitionMachine {
         {
             history.pop_front();
         }
-        let repeats_from = history.front().map_or(0, |(_, seq)| *seq);
+        // Owners that follow each other soon never see the window pass.
+        let oldest = self.writer.covers.saturating_sub(REPEATS_RECORDS);
+        let repeats_from = history.front().map_or(0, |(_, seq)| *seq).max(oldest);
         let closed = self.backlogs.iter().filter_map(|(merchant, backlog)| {
             let closure = backlog.closure.filter(|closure| closure.until > now.wall)?;
             let Closure {

@@ -11,7 +11,7 @@ use expediter_nats::{
 use expediter_types::{
     DeadReason, Envelope, MerchantId, OrderId, OutcomeKind, Priority, UnixMillis,
 };
-use expediter_wire::audit::AuditResult;
+use expediter_wire::audit::{AuditRecord, AuditResult};
 use expediter_wire::order::{GENERATION, msg_id, order_headers};
 use expediter_wire::subjects;
 use tokio::sync::mpsc;
@@ -119,6 +119,14 @@ fn resolved(item: &AuditItem) -> Option<LetterKey> {
     let record = item.record.details.get(RECORD).and_then(|n| n.as_u64())?;
     let done = item.record.result == AuditResult::Ok;
     done.then(|| (record, item.record.target.id.clone()))
+}
+
+/// The newest record about the order says that this dead letter is not open any more.
+pub(super) fn is_resolved_by(newest: Option<&AuditRecord>, dead: &OutcomeItem) -> bool {
+    newest.is_some_and(|record| {
+        let of = record.details.get(RECORD).and_then(|n| n.as_u64());
+        record.result == AuditResult::Ok && of == Some(dead.record)
+    })
 }
 
 /// What was done about all dead letters since a time.

@@ -267,6 +267,15 @@ impl Reader {
         if nats.tls.key_file.is_some() && nats.tls.cert_file.is_none() {
             wrong.push(("nats.tls.key_file", "needs nats.tls.cert_file".to_owned()));
         }
+        if nats.audit_retention < nats.dead_letter_retention {
+            let key = self.newest("nats.audit_retention", "nats.dead_letter_retention");
+            wrong.push((
+                key,
+                "nats.audit_retention is below nats.dead_letter_retention: what was done about a dead \
+                 letter would be forgotten before it"
+                    .to_owned(),
+            ));
+        }
         if http.retry_after_min > http.retry_after_max {
             let key = self.newest("http.retry_after_min", "http.retry_after_max");
             wrong.push((

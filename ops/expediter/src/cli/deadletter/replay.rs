@@ -1,12 +1,13 @@
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io::IsTerminal as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use expediter_nats::{Connection, OrderPublisher, Registry, dead_letter};
+use expediter_nats::{Audit, Connection, OrderPublisher, Registry, dead_letter};
 use expediter_types::{
-    DeadReason, Idempotency, Merchant, MerchantId, OrderId, Priority, Rate, UnixMillis,
+    DeadReason, Idempotency, Merchant, MerchantId, OrderId, Ordering, Priority, Rate, UnixMillis,
 };
 use expediter_wire::audit::AuditTarget;
+use expediter_wire::control::MerchantState;
 use expediter_wire::order::parse_moment;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -26,11 +27,16 @@ use crate::cli::{Error, Global};
 const ASKED: usize = 32;
 /// So many failures one after the other are not the letters' fault.
 const HOPELESS: usize = 3;
+/// An owner is asked so often how much a merchant has to do.
+const LOOK: Duration = Duration::from_millis(100);
+/// Replayed orders that one merchant has at the same time, at most.
+const AT_ONCE: u64 = 16;
 /// Failures that are told one by one.
 const TOLD: usize = 20;
 
 const LATE: &str = "past its deadline (--deadline gives another one)";
 const AGAIN: &str = "published again already";
+const MEANWHILE: &str = "settled by somebody else meanwhile";
 const DOUBTFUL: &str = "the merchant may have it and would not know it again (one by its id, or \
     --reason-is ambiguous, is meant)";
 
@@ -38,8 +44,10 @@ const EXAMPLES: &str = "\
 Publishes open dead letters again, each as the next generation of its order: with the same id,
 payload and idempotency key, and with low priority, so that fresh orders go first. An order keeps its
 deadline; without one of its own that is the merchant's, from its first publish. What is past it, was
-published again already, has no merchant any more, or may have been received by one without
-idempotency is left out; of the latter, --reason-is ambiguous or an id says that they are meant.
+published again already, has no merchant any more, or may have been received by one that would not know
+it again (without idempotency, or after idempotency_window) is left out; of the latter, --reason-is
+ambiguous or an id says that they are meant. To a merchant the next ones go only while it is open and
+has done nearly all that it has, so that a fresh order waits for few of them.
 Ctrl-C stops between two; the same command goes on where it stopped.
 
 Examples:
@@ -146,6 +154,8 @@ pub(super) async fn run(global: &Global, args: Args) -> Result<(), Error> {
     let operator = Operator::new(&connection, &args.actor).await?;
     let sending = Sending {
         publisher: OrderPublisher::new(&connection, 1),
+        audit: Audit::open(&connection).await?,
+        owners: Owners::of(&connection).await?,
         connection: &connection,
         operator: &operator,
         why: args.why.as_deref().unwrap_or_default().trim(),
@@ -228,6 +238,8 @@ struct Plan {
     letters: Vec<(Letter, Next)>,
     counts: Counts,
     pace: Rate,
+    /// How many orders each merchant may have unfinished.
+    most: BTreeMap<MerchantId, u64>,
 }
 
 impl Plan {
@@ -243,6 +255,7 @@ impl Plan {
             doubtful,
             letters: Vec::new(),
             counts: Counts::new(),
+            most: BTreeMap::new(),
             pace: most.ok_or_else(|| Error::failed("10/s is a rate"))?,
         })
     }
@@ -268,10 +281,7 @@ impl Plan {
                 summary.leave_out("the merchant is not registered");
                 continue;
             };
-            if letter.reason == DeadReason::Ambiguous
-                && merchant.adapter.idempotency == Idempotency::None
-                && !self.doubtful
-            {
+            if is_doubtful(&letter, merchant, now()) && !self.doubtful {
                 summary.leave_out(DOUBTFUL);
                 continue;
             }
@@ -292,6 +302,12 @@ impl Plan {
                 continue;
             }
             if paced.insert(id.clone()) {
+                // In order each waits for all before it.
+                let most = match merchant.limits.ordering {
+                    Ordering::None => u64::from(merchant.limits.concurrency).clamp(1, AT_ONCE),
+                    Ordering::Order | Ordering::Merchant => 1,
+                };
+                self.most.insert(id.clone(), most);
                 let shared = registry.scopes_of(merchant).await?;
                 let shared = shared
                     .iter()
@@ -307,9 +323,47 @@ impl Plan {
         Ok(())
     }
 
+    fn queues(&self) -> Vec<Queue<'_>> {
+        let mut queues: BTreeMap<&MerchantId, Queue<'_>> = BTreeMap::new();
+        for planned in &self.letters {
+            let merchant = &planned.0.item.outcome.envelope.merchant;
+            let queue = queues.entry(merchant).or_insert_with(|| Queue {
+                merchant,
+                letters: VecDeque::new(),
+                most: self.most.get(merchant).copied().unwrap_or(1),
+                room: 0,
+                asked: None,
+            });
+            queue.letters.push_back(planned);
+        }
+        queues.into_values().collect()
+    }
+
     fn slow_down(&mut self, to: Option<Rate>) {
         if let Some(rate) = to.filter(|rate| rate.interval_ns() > self.pace.interval_ns()) {
             self.pace = rate;
+        }
+    }
+}
+
+/// The merchant may have it and would not know it again: it cannot tell repeats, or could only for a
+/// while. With `lookup` it is asked before.
+fn is_doubtful(letter: &Letter, merchant: &Merchant, now: UnixMillis) -> bool {
+    if letter.reason != DeadReason::Ambiguous {
+        return false;
+    }
+    let adapter = &merchant.adapter;
+    match adapter.idempotency {
+        Idempotency::None => true,
+        Idempotency::Lookup => false,
+        Idempotency::Native | Idempotency::UniqueRef => {
+            let outcome = &letter.item.outcome;
+            let first = outcome.attempts.first().map(|attempt| attempt.at);
+            let window = u64::try_from(adapter.idempotency_window.as_millis()).unwrap_or(u64::MAX);
+            first
+                .unwrap_or(outcome.envelope.created)
+                .saturating_add(window)
+                <= now
         }
     }
 }
@@ -325,34 +379,94 @@ struct Sending<'a> {
     connection: &'a Connection,
     publisher: OrderPublisher,
     operator: &'a Operator,
+    audit: Audit,
+    owners: Owners,
     why: &'a str,
 }
 
+/// The letters of one merchant, and how many it may get before its owner is asked again.
+struct Queue<'a> {
+    merchant: &'a MerchantId,
+    letters: VecDeque<&'a (Letter, Next)>,
+    /// Orders that may be unfinished there for another one to follow.
+    most: u64,
+    room: u64,
+    asked: Option<Instant>,
+}
+
+impl Queue<'_> {
+    /// A fresh order waits for few replayed ones: the merchant is open, and has nearly nothing to do.
+    async fn has_room(&mut self, owners: &Owners) -> bool {
+        if self.room == 0 && self.asked.is_none_or(|asked| asked.elapsed() >= LOOK) {
+            self.asked = Some(Instant::now());
+            self.room = match owners.status(self.merchant).await {
+                Ok(status)
+                    if matches!(status.state, MerchantState::Idle | MerchantState::Active) =>
+                {
+                    self.most.saturating_sub(status.backlog)
+                }
+                Ok(_) => 0,
+                // Without an owner they wait in the log, at the pace that was asked for.
+                Err(_) => 1,
+            };
+        }
+        self.room > 0
+    }
+}
+
 impl Sending<'_> {
-    /// One after the other, until it is told to stop. One that cannot be sent holds up no other.
+    /// One after the other, until it is told to stop. One that cannot be sent holds up no other, nor
+    /// does a merchant that has enough to do.
     async fn all(&self, plan: &Plan, pause: Duration, summary: &mut Summary) -> Result<(), Error> {
         let bar = match std::io::stderr().is_terminal() {
             true => ProgressBar::new(plan.letters.len() as u64),
             false => ProgressBar::hidden(),
         };
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} replayed, {eta} left");
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} replayed, {eta} left {msg}");
         bar.set_style(style.map_err(anyhow::Error::from)?);
         let mut tick = tokio::time::interval(pause);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut in_a_row = 0;
         summary.left = plan.letters.len();
-        for (letter, next) in &plan.letters {
-            let stopped = tokio::select! {
-                biased;
-                () = self.operator.stopped() => true,
-                _ = tick.tick() => false,
+        let mut queues = plan.queues();
+        while !queues.is_empty() {
+            let next = async {
+                tick.tick().await;
+                loop {
+                    for (place, queue) in queues.iter_mut().enumerate() {
+                        if queue.has_room(&self.owners).await {
+                            return place;
+                        }
+                    }
+                    bar.set_message("(the merchants have enough to do, or are closed)");
+                    tokio::time::sleep(LOOK).await;
+                }
             };
-            if stopped || in_a_row >= HOPELESS {
+            let next = tokio::select! {
+                biased;
+                () = self.operator.stopped() => None,
+                place = next => Some(place),
+            };
+            let Some(place) = next.filter(|_| in_a_row < HOPELESS) else {
                 bar.abandon();
-                let cause = if stopped { "stopped" } else { "given up" };
+                let cause = if next.is_none() {
+                    "stopped"
+                } else {
+                    "given up"
+                };
                 return Err(Error::failed(format!(
                     "{cause}; the same command goes on where it stopped"
                 )));
+            };
+            bar.set_message("");
+            // In turn: the others come before it next time.
+            let mut queue = queues.remove(place);
+            queue.room -= 1;
+            let Some((letter, next)) = queue.letters.pop_front() else {
+                continue;
+            };
+            if !queue.letters.is_empty() {
+                queues.push(queue);
             }
             summary.left -= 1;
             bar.inc(1);
@@ -402,6 +516,11 @@ impl Sending<'_> {
             return Ok(Ok(()));
         };
         let target = AuditTarget::order(&envelope.merchant, &envelope.id);
+        // It may be long since the plan was made.
+        if dead::is_resolved_by(self.audit.newest(&target).await?.as_ref(), &letter.item) {
+            summary.leave_out(MEANWHILE);
+            return Ok(Ok(()));
+        }
         let deed = Deed::new("deadletter.replay", target)
             .because(self.why)
             .detail("generation", letter.item.outcome.envelope.generation)

@@ -186,8 +186,8 @@ impl Selection {
         Ok(read?)
     }
 
-    /// The open ones, or the one of this id. Payloads and attempts are left in OUTCOMES: of many they
-    /// would fill the memory.
+    /// The open ones, or the one of this id. Payloads and all attempts but the first are left in
+    /// OUTCOMES: of many they would fill the memory.
     pub(super) async fn open(
         &self,
         connection: &Connection,
@@ -196,7 +196,7 @@ impl Selection {
         let mut found: Vec<Letter> = Vec::new();
         self.each(connection, &[State::Open], |mut letter| {
             letter.item.dead = None;
-            letter.item.outcome.attempts = Vec::new();
+            letter.item.outcome.attempts.truncate(1);
             if id.is_none_or(|id| letter.is_called(id)) {
                 found.push(letter);
             }

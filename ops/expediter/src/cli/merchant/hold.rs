@@ -159,7 +159,13 @@ pub(super) async fn pause(global: &Global, args: PauseArgs, state: Decision) -> 
     );
     let ((revision, not_confirmed), recorded) = operator.run(deed, decide).await?;
     let mut left = Ok(());
-    if state == Decision::Draining && not_confirmed.is_empty() {
+    if state == Decision::Draining && !not_confirmed.is_empty() {
+        left = Err(Error::failed(format!(
+            "not drained: {} of its partitions did not say that they follow, so attempts may still \
+             start there. It stays draining; the same command waits for them",
+            not_confirmed.len()
+        )));
+    } else if state == Decision::Draining {
         left = tokio::select! {
             ended = in_flight_ends(&connection, &owners, &subject) => ended,
             () = operator.stopped() => Err(Error::failed(
@@ -270,19 +276,16 @@ async fn decide(
     for subject in subjects {
         let (_, replaces) = registry.decision(subject).await?;
         revision = registry.decide(subject, decision, replaces).await?;
-        concerned.push(match subject {
-            DecisionSubject::Merchant(id) => Some(owners.partition(id)),
-            DecisionSubject::Group(_) => None,
-        });
+        for id in members(connection, subject).await? {
+            concerned.push(owners.partition(&id));
+        }
     }
-    // A group's merchants may be anywhere.
-    let mut concerned: Vec<_> = concerned
-        .into_iter()
-        .collect::<Option<_>>()
-        .unwrap_or_default();
     concerned.sort_unstable();
     concerned.dedup();
-    let silent = owners.following(revision, concerned).await;
+    let silent = match concerned.is_empty() {
+        true => Vec::new(),
+        false => owners.following(revision, concerned).await,
+    };
     if !silent.is_empty() {
         note(&format!(
             "the decision is kept; for {} of its partitions no node has confirmed it yet, and it \
