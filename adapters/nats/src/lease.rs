@@ -43,6 +43,8 @@ pub(crate) struct Freshness {
     /// Milliseconds since boot when the newest successful renewal was begun; 0 for none.
     renewed: AtomicU64,
     ended: AtomicBool,
+    /// How often it was renewed after it had ended.
+    lapses: watch::Sender<u64>,
 }
 
 impl Freshness {
@@ -61,8 +63,18 @@ impl Freshness {
     }
 
     pub(crate) fn renewed_at(&self, begun: Duration) {
+        // Before it is fresh again: what was claimed under the former one may be another's.
+        if self.renewed.load(Ordering::Acquire) != 0 && !self.fresh() {
+            self.lapses.send_modify(|lapses| *lapses += 1);
+        }
         let millis = u64::try_from(begun.as_millis()).unwrap_or(u64::MAX);
         self.renewed.store(millis, Ordering::Release);
+    }
+
+    /// How often the lease had ended before it was renewed: in between others could take what this
+    /// node had claimed.
+    pub(crate) fn lapses(&self) -> watch::Receiver<u64> {
+        self.lapses.subscribe()
     }
 
     fn end(&self) {

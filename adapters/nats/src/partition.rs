@@ -140,13 +140,14 @@ pub(crate) async fn work(
         }
         let meta = environment.host.meta(partition).await;
         let given_up = || *command.borrow() != Command::Work;
+        let lapses = *environment.shared.freshness.lapses().borrow();
         let claimed = environment
             .claimant
             .claim(partition, meta, remembered, given_up)
             .await;
         let ended = match claimed {
             Ok(None) => return,
-            Ok(Some(claimed)) => epoch(&environment, claimed, &mut command, &phase).await,
+            Ok(Some(claimed)) => epoch(&environment, (claimed, lapses), &mut command, &phase).await,
             Err(error) => Err(error),
         };
         let pause = match ended {
@@ -183,7 +184,7 @@ async fn commanded(command: &mut watch::Receiver<Command>) -> Command {
 /// From the claim to its end.
 async fn epoch(
     environment: &Environment,
-    claimed: Claimed,
+    (claimed, lapses): (Claimed, u64),
     command: &mut watch::Receiver<Command>,
     phase: &Phase,
 ) -> Result<Ended, Error> {
@@ -227,7 +228,7 @@ async fn epoch(
         .saturating_sub(SKEW);
     let shared = environment.shared.clone();
     let Fence { log, fenced: fence } =
-        FencedLog::open(shared, partition, stamp, former, witnessed.clone());
+        FencedLog::open(shared, partition, stamp, former, witnessed.clone(), lapses);
     let start = StartPartition {
         partition,
         partitions: environment.partitions,
@@ -263,7 +264,9 @@ async fn epoch(
         fresh_since: Some(fresh_since),
         missing: 0,
     };
-    let side = side_tasks(environment, &claimed, witnessed.clone());
+    let mut side = side_tasks(environment, &claimed, witnessed.clone());
+    let standing = log.clone();
+    side.spawn(async move { standing.stand().await });
     let end = run(reading, fence, command).await;
     drop(side);
     environment.shared.marks.forget(partition);

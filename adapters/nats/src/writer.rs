@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -38,6 +38,8 @@ const LONG_LOG: u64 = 16 << 30;
 const LONGEST: Duration = Duration::from_secs(1);
 /// A claim that was not found by so many writes is lost.
 const CLAIM_MISSING: u32 = 8;
+/// A node that was taken for dead is known to live again to all others within this time.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// What all partitions of a node write with.
 #[derive(Debug)]
@@ -99,6 +101,9 @@ pub(crate) struct FencedLog {
     over: AtomicBool,
     /// So often in turn the claim was not found.
     missing: AtomicU32,
+    lapses: watch::Receiver<u64>,
+    /// The claim was seen to stand after so many of these.
+    stood: AtomicU64,
 }
 
 impl fmt::Debug for FencedLog {
@@ -126,11 +131,14 @@ impl FencedLog {
         stamp: Stamp,
         former: Incarnation,
         witness: watch::Receiver<Witness>,
+        lapses: u64,
     ) -> Fence {
         let (sender, fenced) = watch::channel(None);
         let (over, missing) = (AtomicBool::new(false), AtomicU32::new(0));
         let log = Self {
             missing,
+            lapses: shared.freshness.lapses(),
+            stood: AtomicU64::new(lapses),
             shared,
             partition,
             stamp,
@@ -308,6 +316,40 @@ impl FencedLog {
     }
 }
 
+impl FencedLog {
+    /// After each lapse of the node's lease looks whether the claim still stands: until then no
+    /// request leaves. For ever; ends when its future is dropped.
+    pub(crate) async fn stand(&self) {
+        let mut lapses = self.lapses.clone();
+        loop {
+            let now = *lapses.borrow_and_update();
+            if now == self.stood.load(Ordering::Acquire) {
+                if lapses.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            // Who saw the lease end is about to claim, or knows by then that it is back.
+            tokio::time::sleep(SETTLE).await;
+            let subject = subjects::claim(self.partition);
+            match self.shared.broker.last(subjects::OUTCOMES, &subject).await {
+                Ok(Some(claim)) if claim.sequence == self.stamp.token => {
+                    self.stood.store(now, Ordering::Release);
+                }
+                Ok(Some(claim)) if claim.sequence > self.stamp.token => {
+                    self.fenced.send_replace(Some(claim.sequence));
+                    return;
+                }
+                // An OUTCOMES that came back shorter is found out by the next write.
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(error = chain(&error), "the claim is looked for again");
+                }
+            }
+        }
+    }
+}
+
 impl PartitionLog for Fenced {
     fn publish(
         &self,
@@ -334,7 +376,10 @@ impl PartitionLog for Fenced {
     }
 
     fn lease_fresh(&self) -> bool {
-        !self.0.over.load(Ordering::Acquire) && self.0.shared.freshness.fresh()
+        let log = &self.0;
+        // A process that slept renews its lease before its first write is refused.
+        let stands = *log.lapses.borrow() == log.stood.load(Ordering::Acquire);
+        stands && !log.over.load(Ordering::Acquire) && log.shared.freshness.fresh()
     }
 
     fn registered(&self, merchant: &MerchantId) -> BoxFuture<'static, Option<bool>> {

@@ -1,6 +1,6 @@
 //! Two nodes: one joins, one leaves, one sleeps and wakes up, one has the wrong name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -94,6 +94,15 @@ async fn an_old_owner_wakes_up() -> Result<()> {
     sleeper.pause()?;
     owns(&other, |owned| owned == all).await?;
     more_arrive(&world, 300).await?;
+    // What the other has delivered for it.
+    let done: HashSet<(String, String)> = world
+        .fleet
+        .all_arrivals()
+        .into_iter()
+        .filter(|arrival| arrival.is_answered_2xx())
+        .map(|arrival| (arrival.merchant, arrival.order_id))
+        .collect();
+    let woke = world.fleet.all_arrivals().len();
     sleeper.resume()?;
     eventually("the sleeper is refused", DRAIN, async || {
         let fenced = sleeper.metric("expediter_fenced_total").await?;
@@ -107,6 +116,13 @@ async fn an_old_owner_wakes_up() -> Result<()> {
     load.stop().await;
     world.settled(DRAIN).await?;
     println!("{:?}", world.oracle().after_crashes().judge().await?);
+    let mut arrivals = world.fleet.all_arrivals();
+    arrivals.sort_by_key(|arrival| arrival.at_us);
+    let again = arrivals[woke..]
+        .iter()
+        .filter(|a| done.contains(&(a.merchant.clone(), a.order_id.clone())));
+    let again: Vec<_> = again.collect();
+    ensure!(again.is_empty(), "sent by who woke up: {again:?}");
     ensure!(sleeper.is_running() && other.is_running(), "a node ended");
     sleeper.check(&["claim stands"]).await?;
     other.check(&["lease ended"]).await
