@@ -128,6 +128,7 @@ fn planted_faults_are_noticed() {
         (Plant::ForgetSpent, "RATE-1"),
         (Plant::ForgetFinished, "ORD-1"),
         (Plant::LaunchTwice, "ORD-2"),
+        (Plant::IgnoreHolds, "DUR-1"),
     ];
     for (plant, promise) in plants {
         let named = |outcome: &Result<Summary, String>| {

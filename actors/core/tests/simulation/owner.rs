@@ -223,7 +223,10 @@ impl Owner {
                     env.shadow.paused.remove(&self.token);
                     machine.resume_all(directory, now);
                 }
-                Change::Hold(_) => machine.on_holds(directory, now),
+                Change::Hold(hold) => {
+                    env.shadow.holds(self.token, &merchant, hold.is_some(), now);
+                    machine.on_holds(directory, now);
+                }
             },
             Input::Confirmed(merchant, registered) => {
                 machine.on_confirmed(&merchant, registered, directory, now);

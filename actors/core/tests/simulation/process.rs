@@ -80,6 +80,7 @@ impl Process {
         self.directory = Directory {
             merchants: env.registry.merchants.clone(),
             holds: env.registry.holds.clone(),
+            deaf: env.plant == Some(Plant::IgnoreHolds),
         };
         self.followed = env.registry.changes.len();
         self.lease = env.mono;
@@ -412,6 +413,9 @@ impl Process {
         let mut recovered = env.broker.recover(token, claim, replaced, stored.meta);
         if claim.crashes.paused {
             env.shadow.paused.insert(token);
+        }
+        for merchant in self.directory.holds.keys() {
+            env.shadow.holds(token, merchant, true, env.now());
         }
         if env.plant == Some(Plant::ForgetFinished) {
             let half = recovered.finished.max().unwrap_or(0) / 2;

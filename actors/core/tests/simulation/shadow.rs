@@ -30,6 +30,9 @@ macro_rules! broken {
 pub(crate) use broken;
 
 /// A published message.
+/// A merchant's actor has heard by then that it is held, in microseconds.
+const HEARD: u64 = 5_000_000;
+
 #[derive(Debug)]
 pub(crate) struct Truth {
     pub(crate) merchant: MerchantId,
@@ -106,6 +109,8 @@ pub(crate) struct Shadow {
     quotas: BTreeMap<MerchantId, (Vec<Rate>, Vec<u64>)>,
     asked: BTreeMap<(Seq, MerchantId), (u64, UnixMillis)>,
     pub(crate) quarantined: BTreeSet<(Seq, MerchantId)>,
+    /// Since when an owner knows that an operator holds a merchant, by the monotonic clock.
+    held: BTreeMap<(Seq, MerchantId), u64>,
     /// Epochs in which nothing may be sent, because owners crashed.
     pub(crate) paused: BTreeSet<Seq>,
     pub(crate) condemned: BTreeSet<MerchantId>,
@@ -210,6 +215,15 @@ impl Shadow {
         }
     }
 
+    /// An owner knows that an operator holds the merchant, or does not.
+    pub(crate) fn holds(&mut self, token: Seq, merchant: &MerchantId, held: bool, now: Now) {
+        let key = (token, merchant.clone());
+        match held {
+            true => drop(self.held.entry(key).or_insert(now.mono)),
+            false => drop(self.held.remove(&key)),
+        }
+    }
+
     /// An operator says that it can go on.
     pub(crate) fn resumed(&mut self, token: Seq, merchant: &MerchantId) {
         self.asked.remove(&(token, merchant.clone()));
@@ -268,6 +282,10 @@ impl Shadow {
             .is_some_and(|not_before| not_before > begun.at.wall);
         if early && !self.jumps {
             broken!("ORD-1", "order {seq} is sent before its time");
+        }
+        let held = self.held.get(&(token, merchant.id.clone()));
+        if held.is_some_and(|since| begun.at.mono > since + HEARD) {
+            broken!("DUR-1", "order {seq} is sent while its merchant is held");
         }
         if self.paused.contains(&token) {
             broken!("ISO-1", "order {seq} is sent by {token}, which is paused");

@@ -157,7 +157,7 @@ pub(super) async fn pause(global: &Global, args: PauseArgs, state: Decision) -> 
         std::slice::from_ref(&subject),
         &decision,
     );
-    let ((revision, not_confirmed), recorded) = operator.run(deed, decide).await?;
+    let ((revision, not_confirmed), recorded) = Box::pin(operator.run(deed, decide)).await?;
     let mut left = Ok(());
     if state == Decision::Draining && !not_confirmed.is_empty() {
         left = Err(Error::failed(format!(
@@ -230,7 +230,7 @@ pub(super) async fn resume(global: &Global, args: ResumeArgs) -> Result<(), Erro
     }
     let decision = decision(Decision::Resumed, &args.reason, operator.actor());
     let decide = decide(&connection, &owners, &subjects, &decision);
-    let ((revision, not_confirmed), recorded) = operator.run(deed, decide).await?;
+    let ((revision, not_confirmed), recorded) = Box::pin(operator.run(deed, decide)).await?;
     decided.action = "resumed";
     (decided.revision, decided.not_confirmed) = (revision, not_confirmed);
     told(global, decided)?;
