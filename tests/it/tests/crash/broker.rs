@@ -219,6 +219,12 @@ async fn restored_from_an_old_copy() -> Result<()> {
     let early = world.publish("closed", 10).await?;
     world.publish("well", 10).await?;
     world.arrived("well", 10, DRAIN).await?;
+    // What the copy does not know to be delivered would be delivered again, with its key.
+    eventually("their outcomes are recorded", DRAIN, async || {
+        let outcomes = Outcomes::read(&world.connection).await?;
+        Ok((outcomes.len() == 10).then_some(()))
+    })
+    .await?;
     let copy = world.dir().join("copy");
     let broker = world.broker();
     broker.kill9();
