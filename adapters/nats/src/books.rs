@@ -1,7 +1,6 @@
 //! What the log and OUTCOMES say of every sequence since some time, for who checks the accounts.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use expediter_types::{Partition, Seq, UnixMillis};
 use expediter_wire::subjects;
@@ -11,9 +10,6 @@ use crate::broker::Broker;
 use crate::outcomes;
 use crate::reader::{Delivered, From, Reader, ReaderOptions};
 use crate::{Connection, Error};
-
-/// Reading gives up when nothing came for so long.
-const SILENCE: Duration = Duration::from_secs(20);
 
 /// The sequences of ORDERS since some time.
 #[derive(Debug, Clone, Default)]
@@ -56,15 +52,16 @@ pub async fn books(
         name: "books".to_owned(),
     };
     let last = books.last;
-    each(&broker, &orders, true, |message| {
+    let reader = Reader::open_headers(&broker, &orders).await?;
+    let take = |message: Delivered| {
         if let Some((partition, _)) = subjects::parse_orders(&message.subject)
             && message.seq <= last
         {
             in_log.insert(message.seq, partition);
         }
         tell();
-    })
-    .await?;
+    };
+    reader.drain(take).await?;
     // Of an order that was published since then the outcome is recorded later than that.
     let records = ReaderOptions {
         stream: subjects::OUTCOMES.to_owned(),
@@ -73,8 +70,9 @@ pub async fn books(
         name: "books".to_owned(),
     };
     let mut oldest = in_log.keys().next().copied();
-    each(&broker, &records, false, |message| {
-        for item in outcomes::items(message) {
+    let reader = Reader::open(&broker, &records).await?;
+    let take = |message: Delivered| {
+        for item in outcomes::items(&message) {
             let outcome = item.outcome;
             if outcome.envelope.created >= since {
                 oldest = Some(oldest.map_or(outcome.seq, |oldest| oldest.min(outcome.seq)));
@@ -82,8 +80,8 @@ pub async fn books(
             books.finished.insert(outcome.seq);
         }
         tell();
-    })
-    .await?;
+    };
+    reader.drain(take).await?;
     books.first = oldest.unwrap_or(last + 1);
     books.finished.remove_range(..books.first);
     for seq in books.first..=last {
@@ -96,26 +94,4 @@ pub async fn books(
         }
     }
     Ok(books)
-}
-
-/// Reads what there is now.
-async fn each(
-    broker: &Broker,
-    options: &ReaderOptions,
-    headers_only: bool,
-    mut take: impl FnMut(&Delivered),
-) -> Result<(), Error> {
-    let mut reader = match headers_only {
-        true => Reader::open_headers(broker, options).await?,
-        false => Reader::open(broker, options).await?,
-    };
-    for _ in 0..reader.pending_at_start() {
-        let message = tokio::time::timeout(SILENCE, reader.next())
-            .await
-            .map_err(|_| Error::plain(format!("{} delivers nothing", options.stream)))?
-            .map_err(|broken| Error::plain(format!("reading {}: {broken}", options.stream)))?;
-        take(&message);
-    }
-    reader.close().await;
-    Ok(())
 }

@@ -10,9 +10,9 @@ use expediter_wire::subjects::{self, OutcomesSubject};
 use futures::TryStreamExt;
 
 use crate::broker::Broker;
-use crate::reader::{From, Reader, ReaderOptions};
+use crate::reader::{Delivered, From, Reader, ReaderOptions};
 use crate::streams::{self, bucket_stream};
-use crate::{Connection, Difference, Error, Topology};
+use crate::{Connection, Difference, Error};
 
 /// A stream of the platform.
 #[derive(Debug, Clone)]
@@ -31,7 +31,6 @@ pub struct StreamFacts {
     pub bytes: u64,
     /// So many bytes may it hold; `None` without a bound.
     pub max_bytes: Option<u64>,
-    pub first: Seq,
     pub last: Seq,
     pub replicas: usize,
     /// `None` on a server that is no cluster's, and while there is none.
@@ -70,18 +69,28 @@ pub struct NodeEntry {
     pub renewed: UnixMillis,
 }
 
-/// The streams and buckets, as they are and as they should be. Partitions and replicas of the
-/// topology that are `None` or 0 are those of the existing ORDERS.
+/// The newest claim of a partition.
+#[derive(Debug, Clone)]
+pub struct ClaimEntry {
+    pub partition: Partition,
+    pub node: NodeName,
+    /// False: it was given back, and nobody took it since.
+    pub held: bool,
+    /// Its sequence in OUTCOMES.
+    pub epoch: Seq,
+    /// By the broker's clock.
+    pub at: UnixMillis,
+}
+
+/// The streams and buckets, as they are and as a node of this version would make them, with the
+/// partitions, copies, sizes and retention that they have.
 ///
 /// # Errors
 /// The broker does not answer.
-pub async fn inspect_streams(
-    connection: &Connection,
-    topology: &Topology,
-) -> Result<Vec<StreamReport>, Error> {
+pub async fn inspect_streams(connection: &Connection) -> Result<Vec<StreamReport>, Error> {
     let broker = Broker::new(connection);
     let mut reports = Vec::new();
-    for (config, fixed) in streams::wanted(&broker, topology).await? {
+    for config in streams::wanted(&broker).await? {
         let name = config.name.clone();
         let Some(info) = broker.info(&name).await? else {
             reports.push(StreamReport {
@@ -100,12 +109,11 @@ pub async fn inspect_streams(
         });
         reports.push(StreamReport {
             name,
-            differences: streams::differences(&config, fixed, &info.config),
+            differences: streams::differences(config, &info.config),
             found: Some(StreamFacts {
                 messages: info.state.messages,
                 bytes: info.state.bytes,
                 max_bytes: u64::try_from(info.config.max_bytes).ok(),
-                first: info.state.first_sequence,
                 last: info.state.last_sequence,
                 replicas: info.config.num_replicas,
                 leader: cluster.leader.filter(|leader| !leader.is_empty()),
@@ -143,22 +151,17 @@ pub async fn nodes(connection: &Connection) -> Result<Vec<NodeEntry>, Error> {
         from: From::Newest,
         name: "nodes".to_owned(),
     };
-    let mut reader = Reader::open(&Broker::new(connection), &options).await?;
+    let reader = Reader::open(&Broker::new(connection), &options).await?;
     let mut entries = Vec::new();
-    for _ in 0..reader.pending_at_start() {
-        let message = tokio::time::timeout(Duration::from_secs(10), reader.next())
-            .await
-            .map_err(|_| Error::plain("NODES delivers nothing"))?
-            .map_err(|broken| Error::plain(format!("reading NODES: {broken}")))?;
+    let take = |message: Delivered| {
         // What was deleted or has expired has no value.
-        if let Ok(record) = decode_node(&message.payload) {
-            entries.push(NodeEntry {
-                record,
-                renewed: message.at,
-            });
-        }
-    }
-    reader.close().await;
+        let record = decode_node(&message.payload).ok();
+        entries.extend(record.map(|record| NodeEntry {
+            record,
+            renewed: message.at,
+        }));
+    };
+    reader.drain(take).await?;
     entries.sort_by(|a, b| a.record.node.cmp(&b.record.node));
     Ok(entries)
 }
@@ -193,41 +196,23 @@ pub async fn claims(connection: &Connection) -> Result<Vec<ClaimEntry>, Error> {
         from: From::Newest,
         name: "claims".to_owned(),
     };
-    let mut reader = Reader::open(&Broker::new(connection), &options).await?;
+    let reader = Reader::open(&Broker::new(connection), &options).await?;
     let mut entries = Vec::new();
-    for _ in 0..reader.pending_at_start() {
-        let message = tokio::time::timeout(Duration::from_secs(10), reader.next())
-            .await
-            .map_err(|_| Error::plain("OUTCOMES delivers nothing"))?
-            .map_err(|broken| Error::plain(format!("reading claims: {broken}")))?;
-        let parsed = OutcomesSubject::parse(&message.subject);
-        let Some(OutcomesSubject::Claim(partition)) = parsed else {
-            continue;
+    let take = |message: Delivered| {
+        let Some(OutcomesSubject::Claim(partition)) = OutcomesSubject::parse(&message.subject)
+        else {
+            return;
         };
-        if let Ok(claim) = decode_claim(&message.payload) {
-            entries.push(ClaimEntry {
-                partition,
-                node: claim.node,
-                held: claim.state == ClaimState::Held,
-                epoch: message.seq,
-                at: message.at,
-            });
-        }
-    }
-    reader.close().await;
+        let claim = decode_claim(&message.payload).ok();
+        entries.extend(claim.map(|claim| ClaimEntry {
+            partition,
+            node: claim.node,
+            held: claim.state == ClaimState::Held,
+            epoch: message.seq,
+            at: message.at,
+        }));
+    };
+    reader.drain(take).await?;
     entries.sort_by_key(|entry| entry.partition);
     Ok(entries)
-}
-
-/// The newest claim of a partition.
-#[derive(Debug, Clone)]
-pub struct ClaimEntry {
-    pub partition: Partition,
-    pub node: NodeName,
-    /// False: it was given back, and nobody took it since.
-    pub held: bool,
-    /// Its sequence in OUTCOMES.
-    pub epoch: Seq,
-    /// By the broker's clock.
-    pub at: UnixMillis,
 }

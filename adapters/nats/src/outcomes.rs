@@ -224,19 +224,16 @@ pub async fn find_outcome(
         let from = window.map_or(From::Seq(1), |window| {
             From::Time(wall().saturating_sub(u64::try_from(window.as_millis()).unwrap_or(u64::MAX)))
         });
-        let mut reader = open(&broker, filters.clone(), from).await?;
+        let reader = open(&broker, filters.clone(), from).await?;
         let mut found = Vec::new();
-        for _ in 0..reader.pending_at_start() {
-            let delivered = tokio::time::timeout(Duration::from_secs(10), reader.next())
-                .await
-                .map_err(|_| Error::plain("OUTCOMES delivers nothing"))?
-                .map_err(|broken| Error::plain(format!("reading OUTCOMES: {broken}")))?;
-            found.extend(items(&delivered).into_iter().filter(|item| {
-                let envelope = &item.outcome.envelope;
-                envelope.merchant == *merchant && envelope.id == *id
-            }));
-        }
-        reader.close().await;
+        reader
+            .drain(|delivered| {
+                found.extend(items(&delivered).into_iter().filter(|item| {
+                    let envelope = &item.outcome.envelope;
+                    envelope.merchant == *merchant && envelope.id == *id
+                }));
+            })
+            .await?;
         // A repeat that was closed lately says nothing of the order that stands further back.
         if found.iter().any(|item| !closes_a_repeat(item.outcome.kind)) {
             return Ok(found);

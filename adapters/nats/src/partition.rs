@@ -147,7 +147,7 @@ pub(crate) async fn work(
             .await;
         let ended = match claimed {
             Ok(None) => return,
-            Ok(Some(claimed)) => epoch(&environment, (claimed, lapses), &mut command, &phase).await,
+            Ok(Some(claimed)) => epoch(&environment, claimed, lapses, &mut command, &phase).await,
             Err(error) => Err(error),
         };
         let pause = match ended {
@@ -181,10 +181,11 @@ async fn commanded(command: &mut watch::Receiver<Command>) -> Command {
     }
 }
 
-/// From the claim to its end.
+/// From the claim to its end. `lapses` of the node's lease, before it was claimed.
 async fn epoch(
     environment: &Environment,
-    (claimed, lapses): (Claimed, u64),
+    claimed: Claimed,
+    lapses: u64,
     command: &mut watch::Receiver<Command>,
     phase: &Phase,
 ) -> Result<Ended, Error> {

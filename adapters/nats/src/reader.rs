@@ -27,6 +27,8 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 /// The server forgets an abandoned consumer after this.
 const INACTIVE: Duration = Duration::from_secs(60);
 const BATCH: usize = 1_000;
+/// Who reads to the end gives up when nothing came for so long.
+const SILENCE: Duration = Duration::from_secs(10);
 /// How often a quiet reader asks the server what it delivered: the loss of the last messages shows
 /// in no number of a later one.
 const AUDIT: Duration = Duration::from_secs(5);
@@ -192,6 +194,29 @@ impl Reader {
     /// How many messages matched when the consumer was made.
     pub(crate) fn pending_at_start(&self) -> u64 {
         self.consumer.cached_info().num_pending
+    }
+
+    /// Takes what matched when the consumer was made, in order, and closes it.
+    ///
+    /// # Errors
+    /// Nothing comes for [`SILENCE`] although there is something, or the reader breaks.
+    pub(crate) async fn drain(mut self, mut take: impl FnMut(Delivered)) -> Result<(), Error> {
+        let stream = self.consumer.cached_info().stream_name.clone();
+        for _ in 0..self.pending_at_start() {
+            match tokio::time::timeout(SILENCE, self.next()).await {
+                Ok(Ok(message)) => take(message),
+                Ok(Err(broken)) => {
+                    return Err(Error::plain(format!("reading {stream}: {broken}")));
+                }
+                // What is purged while it is read does not come any more.
+                Err(_) => match self.consumer.get_info().await {
+                    Ok(info) if info.num_pending == 0 => break,
+                    _ => return Err(Error::plain(format!("{stream} delivers nothing"))),
+                },
+            }
+        }
+        self.close().await;
+        Ok(())
     }
 
     /// The next message. After an error the reader is to be dropped. May be dropped while it waits.

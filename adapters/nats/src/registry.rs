@@ -1,7 +1,5 @@
 //! The registry as people's tools use it: every change names who made it and what it replaces.
 
-use std::time::Duration;
-
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use expediter_ports::DecisionSubject;
@@ -361,16 +359,11 @@ impl Registry {
             from,
             name: "registry".to_owned(),
         };
-        let mut reader = Reader::open(&self.broker, &options).await?;
+        let reader = Reader::open(&self.broker, &options).await?;
         let mut messages = Vec::new();
-        for _ in 0..reader.pending_at_start() {
-            let message = tokio::time::timeout(Duration::from_secs(10), reader.next())
-                .await
-                .map_err(|_| Error::plain("MERCHANTS delivers nothing"))?
-                .map_err(|broken| Error::plain(format!("reading MERCHANTS: {broken}")))?;
-            messages.push(Stored::of(message));
-        }
-        reader.close().await;
+        reader
+            .drain(|message| messages.push(Stored::of(message)))
+            .await?;
         Ok(messages)
     }
 }

@@ -64,31 +64,23 @@ pub async fn ensure(connection: &Connection, topology: &Topology) -> Result<u16,
     Ok(count)
 }
 
-/// How streams and buckets should be, and their sizes where those are given, else 0.
-pub(crate) async fn wanted(
-    broker: &Broker,
-    topology: &Topology,
-) -> Result<Vec<(Config, u64)>, Error> {
-    let mut topology = topology.clone();
-    if topology.replicas == 0 {
-        let existing = broker.info(subjects::ORDERS).await?;
-        topology.replicas = existing.map_or(1, |info| info.config.num_replicas);
+/// How the existing streams and buckets should be, whatever sizes, copies and retention they were
+/// made with.
+pub(crate) async fn wanted(broker: &Broker) -> Result<Vec<Config>, Error> {
+    let mut topology = Topology::default();
+    if let Some(orders) = broker.info(subjects::ORDERS).await? {
+        topology.replicas = orders.config.num_replicas;
+    }
+    if let Some(audit) = broker.info(subjects::AUDIT).await? {
+        topology.audit_retention = audit.config.max_age;
     }
     let (_, wanted) = all(broker, &topology).await?;
-    let wanted = wanted.into_iter();
-    Ok(wanted
-        .map(|wanted| (wanted.config, wanted.fixed_bytes))
-        .collect())
+    Ok(wanted.into_iter().map(|wanted| wanted.config).collect())
 }
 
-/// The settings of a stream that are not as wanted.
-pub(crate) fn differences(wanted: &Config, fixed_bytes: u64, found: &Config) -> Vec<Difference> {
-    let wanted = Wanted {
-        config: wanted.clone(),
-        fixed_bytes,
-        chosen_bytes: 0,
-    };
-    wanted.differences(found)
+/// The settings of a stream that are not as wanted; its size is not compared.
+pub(crate) fn differences(wanted: Config, found: &Config) -> Vec<Difference> {
+    Wanted::bucket(wanted).differences(found)
 }
 
 /// All of them, and the number of partitions.
@@ -168,6 +160,7 @@ struct Wanted {
 }
 
 impl Wanted {
+    /// Of any size.
     fn bucket(config: Config) -> Self {
         Self {
             config,

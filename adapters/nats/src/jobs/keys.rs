@@ -1,7 +1,5 @@
 //! How far jobs are: their keys in CONTROL.
 
-use std::time::Duration;
-
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use expediter_types::{MerchantId, Seq};
@@ -62,14 +60,12 @@ async fn list(broker: &Broker, merchant: Option<&MerchantId>) -> Result<Vec<JobE
         from: From::Newest,
         name: "jobs".to_owned(),
     };
-    let mut reader = Reader::open(broker, &options).await?;
+    let mut messages = Vec::new();
+    let reader = Reader::open(broker, &options).await?;
+    reader.drain(|message| messages.push(message)).await?;
     let mut entries = Vec::new();
     let prefix = subject("");
-    for _ in 0..reader.pending_at_start() {
-        let message = tokio::time::timeout(Duration::from_secs(10), reader.next())
-            .await
-            .map_err(|_| Error::plain("CONTROL delivers nothing"))?
-            .map_err(|broken| Error::plain(format!("reading CONTROL: {broken}")))?;
+    for message in messages {
         let named = message.subject.as_str().strip_prefix(&prefix);
         let Some((merchant, name)) = named.and_then(parse_job_key) else {
             continue;
@@ -85,7 +81,6 @@ async fn list(broker: &Broker, merchant: Option<&MerchantId>) -> Result<Vec<JobE
             revision: message.seq,
         });
     }
-    reader.close().await;
     Ok(entries)
 }
 

@@ -139,7 +139,7 @@ impl Cluster {
         connection: &expediter_nats::Connection,
         owners: &Owners,
     ) -> Result<Self, Error> {
-        let streams = inspect_streams(connection, &existing()).await?;
+        let streams = inspect_streams(connection).await?;
         let orders = streams.into_iter().find(|s| s.name == subjects::ORDERS);
         let last = orders.and_then(|s| s.found).map_or(0, |facts| facts.last);
         let mut taken: BTreeMap<Partition, ClaimEntry> = claims(connection)
@@ -178,14 +178,6 @@ impl Cluster {
             partitions,
             last,
         })
-    }
-}
-
-/// As the streams are: nothing is asked of them.
-pub(super) fn existing() -> expediter_nats::Topology {
-    expediter_nats::Topology {
-        replicas: 0,
-        ..expediter_nats::Topology::default()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream;
 use expediter_fleet::merchants::Behaviour;
-use expediter_harness::{NodeProcess, World, eventually};
+use expediter_harness::{World, eventually};
 use expediter_types::{MerchantId, Partition};
 use expediter_wire::subjects;
 
@@ -18,13 +18,19 @@ const SOON: Duration = Duration::from_secs(20);
 async fn a_cluster_that_is_well() -> Result<()> {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     let world = World::configured(&format!("http: \"{port}\"\n")).await?;
-    world.make_streams(4).await?;
-    let first = world.node("first").start().await?;
-    let second = world.node("second").start().await?;
+    // Sizes and retention are the operators' to choose.
+    let node = |name: &str| {
+        let node = world.node(name).set_toml("nats.partitions", "4");
+        node.set("nats.audit_retention", "120d")
+    };
+    let first = node("first").start().await?;
+    let second = node("second").start().await?;
     world.register(&world.merchant("luigis")).await?;
     world.publish("luigis", 50).await?;
     world.settled(SOON).await?;
-    both_work(&first, &second).await?;
+    let share = |owned: f64| 0.0 < owned && owned < 4.0;
+    let owned = second.owns(SOON, share).await?;
+    first.owns(SOON, |others| others + owned == 4.0).await?;
 
     let status = run(&world, &["cluster", "status"]).await?.exits(OK)?;
     status.says(&["first", "second", "ready", "running", "PARTITION"])?;
@@ -61,17 +67,6 @@ async fn a_cluster_that_is_well() -> Result<()> {
         .tells(&["--reconcile"])?;
     first.check(&[]).await?;
     second.check(&[]).await
-}
-
-async fn both_work(first: &NodeProcess, second: &NodeProcess) -> Result<()> {
-    eventually("both work", SOON, async || {
-        let owned = [
-            first.metric("expediter_partitions_owned").await?,
-            second.metric("expediter_partitions_owned").await?,
-        ];
-        Ok((owned.iter().all(|n| *n > 0.0) && owned.iter().sum::<f64>() == 4.0).then_some(()))
-    })
-    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,11 +168,7 @@ async fn a_partition_that_ends_its_owners_is_paused() -> Result<()> {
     // A planned hand-over changes nothing about it.
     let second = careful("second").start().await?;
     node.terminate(SOON).await?;
-    eventually("the second owns it", SOON, async || {
-        let owned = second.metric("expediter_partitions_owned").await?;
-        Ok((owned == 1.0).then_some(()))
-    })
-    .await?;
+    second.owns(SOON, |owned| owned == 1.0).await?;
     let arrived = world.fleet.merchant_stats("luigis").arrived;
     ensure!(arrived == 2, "{arrived} arrived");
     run(&world, &["cluster", "status"])
