@@ -1,6 +1,8 @@
 //! `expediter doctor`: looks at everything, and says what to do.
 
-mod checks;
+mod broker;
+mod cluster;
+mod merchants;
 mod reconcile;
 
 use std::io::IsTerminal as _;
@@ -105,11 +107,11 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<(), Error> {
 
 async fn look(global: &Global, args: Args) -> Result<(), Error> {
     let connection = global.connect().await?;
-    let mut findings = checks::broker(&connection, &args.monitor).await?;
+    let mut findings = broker::check(&connection, &args.monitor).await?;
     match Owners::of(&connection).await {
         Ok(owners) => {
-            findings.extend(checks::cluster(&connection, &owners).await?);
-            findings.extend(checks::merchants(&connection, &owners).await?);
+            findings.extend(cluster::check(&connection, &owners).await?);
+            findings.extend(merchants::check(&connection, &owners).await?);
             if args.reconcile {
                 let bar = match std::io::stderr().is_terminal() && !global.json {
                     true => ProgressBar::new_spinner(),

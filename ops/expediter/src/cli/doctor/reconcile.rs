@@ -14,7 +14,7 @@ use crate::cli::text::{count, counted, when};
 
 /// Sequences that are named.
 const NAMED: usize = 1_000;
-const TODO: &str = "keep ORDERS, OUTCOMES and the nodes' stores as they are, and see the runbook \
+const ADVICE: &str = "keep ORDERS, OUTCOMES and the nodes' stores as they are, and see the runbook \
     orders-unaccounted";
 
 pub(super) async fn run(
@@ -101,14 +101,14 @@ fn findings(
         findings.push(Finding::wrong(
             "accounts",
             format!("{seq} of partition {partition} stands in ORDERS, has no outcome, and its owner does not have it"),
-            TODO,
+            ADVICE,
         ));
     }
     for seq in gone.iter().take(NAMED) {
         findings.push(Finding::wrong(
             "accounts",
             format!("{seq} is not in ORDERS any more, and has no outcome"),
-            TODO,
+            ADVICE,
         ));
     }
     let unnamed = lost.len().saturating_sub(NAMED) + gone.len().saturating_sub(NAMED);
@@ -116,7 +116,7 @@ fn findings(
         findings.push(Finding::wrong(
             "accounts",
             format!("{} more sequences are unaccounted", count(unnamed as u64)),
-            TODO,
+            ADVICE,
         ));
     }
     for (partition, orders) in silent {
@@ -153,7 +153,7 @@ fn findings(
                 counted(all, "sequence"),
                 when(since)
             ),
-            TODO,
+            ADVICE,
         ),
     });
     findings
