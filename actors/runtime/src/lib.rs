@@ -7,6 +7,7 @@
 
 mod capacity;
 mod clock;
+mod gauges;
 mod merchant_actor;
 mod partition_actor;
 mod platform;
@@ -16,8 +17,8 @@ mod store_queue;
 mod writer;
 
 pub use clock::Clock;
+pub use gauges::Snapshot;
 pub use merchant_actor::{Step, StepHook};
-pub use partition_actor::PartitionGauges;
-pub use platform::{Error, Options, Platform, PlatformEvents, Snapshot};
+pub use platform::{Error, Options, Platform, PlatformEvents};
 pub use registry::MerchantDirectory;
 pub use scopes::SharedStatus;

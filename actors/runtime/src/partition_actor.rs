@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, SpawnHandle};
@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::capacity::Capacity;
 use crate::clock::Clock;
+use crate::gauges::PartitionGauges;
 use crate::merchant_actor::{Around, MerchantActor, Permits, Release, Start, Step, StepHook};
 use crate::platform::PlatformEvents;
 use crate::registry::{Change, MerchantDirectory};
@@ -28,32 +29,6 @@ use crate::writer::{self, Written};
 
 /// After the in-flight attempts ended, the rest of a hand-over may take so long.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(10);
-
-/// A partition's figures, refreshed once a second.
-#[derive(Debug, Default)]
-pub struct PartitionGauges {
-    pub unfinished: AtomicU64,
-    pub in_flight: AtomicU64,
-    pub stored: AtomicU64,
-    pub active_merchants: AtomicUsize,
-    pub quarantined: AtomicUsize,
-    /// 1: no attempt starts, because too many owners crashed.
-    pub paused: AtomicUsize,
-    /// Closed merchants, by [`ClosedBecause`].
-    pub closed: [AtomicUsize; ClosedBecause::ALL.len()],
-    /// Merchants that have orders and are not registered.
-    pub unknown: AtomicUsize,
-    pub unaccounted: AtomicI64,
-    pub repeats_window: AtomicUsize,
-    pub repeats_limit: AtomicUsize,
-    pub unconfirmed: AtomicUsize,
-    /// 0: none.
-    pub oldest_open: AtomicU64,
-    /// Moved with every batch.
-    pub seen: AtomicU64,
-    /// Monotonic microseconds since when something is not in an acknowledged mark; 0: all is.
-    pub unmarked_since: AtomicU64,
-}
 
 /// Everything the actor uses.
 pub(crate) struct Parts {
@@ -592,50 +567,7 @@ impl PartitionActor {
             return;
         }
         self.gauged = mono;
-        let (machine, gauges) = (&self.parts.machine, &self.parts.gauges);
-        gauges
-            .unfinished
-            .store(machine.unfinished(), Ordering::Relaxed);
-        gauges
-            .in_flight
-            .store(u64::from(machine.running()), Ordering::Relaxed);
-        gauges
-            .stored
-            .store(machine.waiting_in_store(), Ordering::Relaxed);
-        gauges
-            .active_merchants
-            .store(machine.active_merchants(), Ordering::Relaxed);
-        gauges
-            .quarantined
-            .store(machine.quarantined_merchants(), Ordering::Relaxed);
-        gauges
-            .paused
-            .store(usize::from(machine.is_paused()), Ordering::Relaxed);
-        gauges
-            .unknown
-            .store(machine.unknown_merchants(), Ordering::Relaxed);
-        gauges
-            .unaccounted
-            .store(machine.unaccounted(), Ordering::Relaxed);
-        gauges
-            .repeats_window
-            .store(machine.repeats_window(), Ordering::Relaxed);
-        gauges
-            .repeats_limit
-            .store(machine.repeats_limit(), Ordering::Relaxed);
-        gauges
-            .unconfirmed
-            .store(machine.unconfirmed(), Ordering::Relaxed);
-        gauges
-            .oldest_open
-            .store(machine.oldest_open().unwrap_or(0), Ordering::Relaxed);
-        let mut closed = [0; ClosedBecause::ALL.len()];
-        for because in machine.closed_merchants(Clock::now()) {
-            closed[because as usize] += 1;
-        }
-        for (gauge, count) in gauges.closed.iter().zip(closed) {
-            gauge.store(count, Ordering::Relaxed);
-        }
+        self.parts.gauges.refresh(&self.parts.machine);
         let machine = &self.parts.machine;
         self.permits.retain(|seq, _| machine.is_starting(*seq));
     }

@@ -14,13 +14,14 @@ use expediter_ports::{
     BoxFuture, Courier, IntakeBatch, IntakeClosed, LogState, MerchantStore, Opened, PartitionHost,
     PartitionIntake, PartitionLog, SharedLimits, StartPartition, Stop, Stopped, StoreError,
 };
-use expediter_types::{ClosedBecause, Merchant, MerchantId, Partition, Rate, Seq, UnixMillis};
+use expediter_types::{Merchant, MerchantId, Partition, Rate, Seq, UnixMillis};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::capacity::Capacity;
 use crate::clock::Clock;
+use crate::gauges::{PartitionGauges, Snapshot};
 use crate::merchant_actor::StepHook;
-use crate::partition_actor::{Input, PartitionActor, PartitionGauges, Parts};
+use crate::partition_actor::{Input, PartitionActor, Parts};
 use crate::registry::{MerchantDirectory, News};
 use crate::scopes::{Shared, SharedStatus};
 use crate::store_queue::{StoreQueue, StoreWatch};
@@ -112,42 +113,6 @@ pub enum Error {
     },
     #[error("an actor thread ended before it was ready")]
     ThreadEnded,
-}
-
-/// Figures of the whole process.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    pub partitions: usize,
-    pub unfinished: u64,
-    pub in_flight: u64,
-    pub stored: u64,
-    pub active_merchants: usize,
-    pub quarantined: usize,
-    /// Partitions that are paused because too many owners crashed.
-    pub paused: usize,
-    /// Closed merchants, by [`ClosedBecause`].
-    pub closed: [usize; ClosedBecause::ALL.len()],
-    /// Merchants that have orders and are not registered.
-    pub unknown: usize,
-    pub unaccounted: i64,
-    pub repeats_window: usize,
-    pub repeats_limit: usize,
-    pub unconfirmed: usize,
-    /// ORDERS sequence of the oldest unfinished order; `None` without any.
-    pub oldest_open: Option<Seq>,
-    /// How long something waits for being in a mark, in microseconds; 0: all is.
-    pub mark_age: u64,
-    pub capacity: usize,
-    pub capacity_used: usize,
-    pub capacity_denied: usize,
-    /// Merchants whose next order could go now but for the node's capacity.
-    pub capacity_waiting: usize,
-    /// Merchants with a start that waits for a shared limit.
-    pub shared_waiting: usize,
-    /// Writes of slices of shared limits, since the start.
-    pub slice_writes: u64,
-    /// Changes that wait for the store.
-    pub store_waiting: usize,
 }
 
 struct Running {
@@ -355,30 +320,7 @@ impl Platform {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         for running in partitions.values() {
-            let gauges = &running.gauges;
-            all.partitions += 1;
-            all.unfinished += gauges.unfinished.load(Ordering::Relaxed);
-            all.in_flight += gauges.in_flight.load(Ordering::Relaxed);
-            all.stored += gauges.stored.load(Ordering::Relaxed);
-            all.active_merchants += gauges.active_merchants.load(Ordering::Relaxed);
-            all.quarantined += gauges.quarantined.load(Ordering::Relaxed);
-            all.paused += gauges.paused.load(Ordering::Relaxed);
-            for (all, gauge) in all.closed.iter_mut().zip(&gauges.closed) {
-                *all += gauge.load(Ordering::Relaxed);
-            }
-            all.unknown += gauges.unknown.load(Ordering::Relaxed);
-            all.unaccounted += gauges.unaccounted.load(Ordering::Relaxed);
-            all.repeats_window += gauges.repeats_window.load(Ordering::Relaxed);
-            all.repeats_limit += gauges.repeats_limit.load(Ordering::Relaxed);
-            all.unconfirmed += gauges.unconfirmed.load(Ordering::Relaxed);
-            let oldest = gauges.oldest_open.load(Ordering::Relaxed);
-            if oldest != 0 {
-                all.oldest_open = Some(all.oldest_open.map_or(oldest, |seq| seq.min(oldest)));
-            }
-            let unmarked = gauges.unmarked_since.load(Ordering::Relaxed);
-            if unmarked != 0 {
-                all.mark_age = all.mark_age.max(now.saturating_sub(unmarked));
-            }
+            all.add(&running.gauges, now);
         }
         all
     }
