@@ -8,6 +8,7 @@
 //! Constraints: deadlines on conditions, no sleeps that hope, no retries; every process dies with the
 //! test's, however that ends.
 
+mod kind;
 mod ledger;
 mod link;
 mod load;
@@ -20,6 +21,7 @@ mod publisher;
 mod wait;
 mod world;
 
+pub use kind::Kind;
 pub use ledger::{Accepted, Ledger};
 pub use link::Link;
 pub use load::Load;

@@ -320,6 +320,19 @@ impl NodeProcess {
         Ok(values.iter().sum())
     }
 
+    /// Waits until it works on such a number of partitions, and gives the number.
+    ///
+    /// # Errors
+    /// It does not within the deadline.
+    pub async fn owns(&self, deadline: Duration, is_it: impl Fn(f64) -> bool) -> Result<f64> {
+        let what = format!("partitions move to or from {}", self.name);
+        eventually(&what, deadline, || async {
+            let owned = self.metric("expediter_partitions_owned").await?;
+            Ok(is_it(owned).then_some(owned))
+        })
+        .await
+    }
+
     /// Resident memory of the process, in MiB.
     ///
     /// # Errors

@@ -1,11 +1,10 @@
 //! The merchants, and the flow of orders to them.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use anyhow::Result;
-use expediter_fleet::merchants::{Behaviour, RateLimit};
-use expediter_harness::{Load, NewOrder, Publisher, World};
+use expediter_fleet::merchants::Behaviour;
+use expediter_harness::{Kind, Load, NewOrder, Publisher, World};
 use expediter_types::{Idempotency, Merchant, Ordering, Partition};
 use expediter_wire::subjects;
 
@@ -13,13 +12,15 @@ use expediter_wire::subjects;
 const OF_EACH: usize = 4;
 /// Keys of a merchant's orders.
 const KEYS: u64 = 5;
+/// The kind that allows a rate.
+const LIMITED: &str = "limited";
 /// What limited merchants allow, and how many at once.
 const RATE: u32 = 30;
 const BURST: u32 = 5;
 /// How many orders run at a merchant at most.
 pub(crate) const CONCURRENCY: u32 = 16;
 
-/// Merchants of all kinds, a third of them without idempotency, and in each partition one that no
+/// Merchants of all kinds, more than a quarter of them without idempotency, and in each partition one that no
 /// fault hits.
 #[derive(Debug)]
 pub struct Shop {
@@ -37,35 +38,16 @@ pub(crate) struct Limit {
     pub(crate) burst: f64,
 }
 
-fn kinds() -> [(&'static str, Idempotency, Ordering, Behaviour); 12] {
-    use Idempotency::{Native, None as Never};
-    let fast = Behaviour::fast;
-    let slow = || Behaviour {
-        latency: Duration::from_millis(300),
-        ..Behaviour::default()
-    };
-    let refusing = Behaviour {
-        rate_limit: Some(RateLimit {
-            per_second: 60.0,
-            retry_after: Duration::from_secs(1),
-        }),
-        ..Behaviour::fast()
-    };
-    let (by_key, in_line) = (Ordering::Order, Ordering::Merchant);
-    [
-        ("fast", Native, Ordering::None, fast()),
-        ("slow", Native, Ordering::None, slow()),
-        ("flaky", Native, Ordering::None, Behaviour::flaky()),
-        ("refusing", Native, Ordering::None, refusing),
-        ("limited", Native, Ordering::None, fast()),
-        ("keys", Native, by_key, fast()),
-        ("keys-flaky", Native, by_key, Behaviour::flaky()),
-        ("line-flaky", Native, in_line, Behaviour::flaky()),
-        ("once-fast", Never, Ordering::None, fast()),
-        ("once-slow", Never, Ordering::None, slow()),
-        ("once-keys-flaky", Never, by_key, Behaviour::flaky()),
-        ("once-line", Never, in_line, fast()),
-    ]
+/// All of the harness's, and one that allows a rate.
+fn kinds() -> Vec<Kind> {
+    let mut kinds = Vec::from(Kind::all());
+    kinds.push(Kind {
+        name: LIMITED,
+        idempotency: Idempotency::Native,
+        ordering: Ordering::None,
+        behaviour: Behaviour::fast(),
+    });
+    kinds
 }
 
 impl Shop {
@@ -76,17 +58,17 @@ impl Shop {
     pub async fn open(world: &World, partitions: u16) -> Result<Self> {
         let mut merchants = Vec::new();
         for number in 0..OF_EACH {
-            for (kind, idempotency, ordering, behaviour) in kinds() {
-                let mut merchant = world.merchant(&format!("{kind}-{number}"));
-                merchant.adapter.idempotency = idempotency;
-                merchant.limits.ordering = ordering;
+            for kind in kinds() {
+                let mut merchant = world.merchant(&format!("{}-{number}", kind.name));
+                merchant.adapter.idempotency = kind.idempotency;
+                merchant.limits.ordering = kind.ordering;
                 merchant.limits.concurrency = CONCURRENCY;
-                if kind == "limited" {
+                if kind.name == LIMITED {
                     let rate = format!("{RATE}/s").parse().map_err(anyhow::Error::msg)?;
                     merchant.limits.rates = vec![rate];
                     merchant.limits.burst = BURST;
                 }
-                merchants.push((merchant, behaviour));
+                merchants.push((merchant, kind.behaviour));
             }
         }
         let mut uncovered: Vec<Partition> = (0..partitions).map(Partition).collect();

@@ -36,7 +36,7 @@ fn options() -> Options {
 /// One partition, and the stamp of its first owner's records.
 async fn stage() -> Result<(Stage, Stamp)> {
     let stage = Stage::open(&options()).await?;
-    stage.world.publish("fast-0", 10).await?;
+    stage.world.publish("native-fast-0", 10).await?;
     let outcomes = stage.world.settled(SOON).await?;
     let stamp = outcomes.all().next().context("no outcome")?.stamp;
     Ok((stage, stamp))
@@ -80,10 +80,10 @@ async fn judged(stage: &Stage, delivered_next: &str) -> Result<Report> {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_wrong_without_a_bug() -> Result<()> {
     let (mut stage, _) = stage().await?;
-    unanswered(&mut stage, "fast-0").await?;
+    unanswered(&mut stage, "native-fast-0").await?;
     stage.start_over(true).await?;
     stage.world.settled(SOON).await?;
-    let report = judged(&stage, "fast-0").await?;
+    let report = judged(&stage, "native-fast-0").await?;
     // They hung, and nobody told the judge: all that is unexplained is that they came twice.
     ensure!(report.lost == 0 && report.out_of_order == 0, "{report:?}");
     ensure!(
@@ -101,7 +101,7 @@ async fn a_mark_that_runs_ahead_loses_orders() -> Result<()> {
     let subject = subjects::mark(ALL);
     let newest = async || Ok(log.get_last_raw_message_by_subject(&subject).await.ok());
     eventually("the first mark", SOON, newest).await?;
-    let orders = unanswered(&mut stage, "fast-0").await?;
+    let orders = unanswered(&mut stage, "native-fast-0").await?;
     let newest = newest().await?.context("no mark")?;
     let (_, mut mark) = records::decode_mark(&newest.payload, &[])?;
     mark.low_water = orders.last().context("no order")?.seq;
@@ -109,7 +109,7 @@ async fn a_mark_that_runs_ahead_loses_orders() -> Result<()> {
     mark.attempts.clear();
     put(&stage, subject, records::encode_mark(stamp, &mark)?.commit).await?;
     stage.start_over(true).await?;
-    let report = judged(&stage, "fast-0").await?;
+    let report = judged(&stage, "native-fast-0").await?;
     ensure!(report.lost == HIT, "{report:?}");
     Ok(())
 }
@@ -119,8 +119,11 @@ async fn an_outcome_before_the_answer_loses_orders() -> Result<()> {
     let (mut stage, stamp) = stage().await?;
     let example = Outcomes::read(&stage.world.connection).await?;
     let example = example.all().next().context("no outcome")?.outcome.clone();
-    stage.world.fleet.set("fast-0", Behaviour::status(503))?;
-    let orders = stage.world.publish("fast-0", HIT).await?;
+    stage
+        .world
+        .fleet
+        .set("native-fast-0", Behaviour::status(503))?;
+    let orders = stage.world.publish("native-fast-0", HIT).await?;
     stage.kill_all();
     let premature = orders.iter().map(|order| {
         let mut envelope = example.envelope.clone();
@@ -140,9 +143,12 @@ async fn an_outcome_before_the_answer_loses_orders() -> Result<()> {
         records::encode_outcomes(stamp, &premature)?,
     )
     .await?;
-    stage.world.fleet.set("fast-0", Behaviour::default())?;
+    stage
+        .world
+        .fleet
+        .set("native-fast-0", Behaviour::default())?;
     stage.start_over(true).await?;
-    let report = judged(&stage, "fast-0").await?;
+    let report = judged(&stage, "native-fast-0").await?;
     ensure!(report.lost == HIT, "{report:?}");
     Ok(())
 }
@@ -150,16 +156,16 @@ async fn an_outcome_before_the_answer_loses_orders() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_skipped_record_loses_an_order() -> Result<()> {
     let (mut stage, _) = stage().await?;
-    let orders = unanswered(&mut stage, "fast-0").await?;
+    let orders = unanswered(&mut stage, "native-fast-0").await?;
     let context = jetstream::new(stage.world.connection.client().clone());
     let log = context.get_stream(subjects::ORDERS).await?;
-    let merchant = MerchantId::new("fast-0")?;
+    let merchant = MerchantId::new("native-fast-0")?;
     log.purge()
         .filter(subjects::orders(ALL, &merchant))
         .sequence(orders[1].seq)
         .await?;
     stage.start_over(true).await?;
-    let report = judged(&stage, "fast-0").await?;
+    let report = judged(&stage, "native-fast-0").await?;
     ensure!(report.lost == 1, "{report:?}");
     Ok(())
 }
@@ -185,14 +191,14 @@ async fn change(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_swapped_order_is_out_of_order() -> Result<()> {
     let (stage, _) = stage().await?;
-    change(&stage, "line-flaky-0", |merchant| {
+    change(&stage, "native-queue-flaky-0", |merchant| {
         merchant.limits.ordering = Ordering::None
     })
     .await?;
     tokio::time::sleep(GRACE).await;
-    stage.world.publish("line-flaky-0", HIT).await?;
+    stage.world.publish("native-queue-flaky-0", HIT).await?;
     stage.world.settled(SOON).await?;
-    let report = judged(&stage, "line-flaky-0").await?;
+    let report = judged(&stage, "native-queue-flaky-0").await?;
     ensure!(report.out_of_order > 0 && report.lost == 0, "{report:?}");
     Ok(())
 }
@@ -200,15 +206,15 @@ async fn a_swapped_order_is_out_of_order() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blind_repeat_is_noticed() -> Result<()> {
     let (mut stage, _) = stage().await?;
-    change(&stage, "once-fast-0", |merchant| {
+    change(&stage, "none-fast-0", |merchant| {
         merchant.adapter.idempotency = Idempotency::Native;
     })
     .await?;
     tokio::time::sleep(GRACE).await;
-    unanswered(&mut stage, "once-fast-0").await?;
+    unanswered(&mut stage, "none-fast-0").await?;
     stage.start_over(false).await?;
     stage.world.settled(SOON).await?;
-    let report = judged(&stage, "fast-0").await?;
+    let report = judged(&stage, "native-fast-0").await?;
     let repeats = |text: &&String| text.contains("cannot tell repeats and got");
     ensure!(
         report.violations.iter().filter(repeats).count() > 0,
@@ -228,7 +234,7 @@ async fn a_limit_that_is_not_kept_is_noticed() -> Result<()> {
     tokio::time::sleep(GRACE).await;
     stage.world.publish("limited-0", 5 * HIT).await?;
     stage.world.settled(SOON).await?;
-    let report = judged(&stage, "fast-0").await?;
+    let report = judged(&stage, "native-fast-0").await?;
     ensure!(report.limits_broken == 1, "{report:?}");
     Ok(())
 }

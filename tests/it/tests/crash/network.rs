@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use async_nats::jetstream;
-use expediter_harness::{Link, NodeProcess, World, eventually};
+use expediter_harness::{Link, NodeProcess, World};
 use expediter_wire::subjects;
 use futures::TryStreamExt as _;
 
@@ -12,14 +12,6 @@ use super::shop;
 
 const DRAIN: Duration = Duration::from_secs(60);
 const PARTITIONS: u16 = 8;
-
-async fn owns(node: &NodeProcess, is_it: impl Fn(f64) -> bool) -> Result<()> {
-    eventually("partitions move", DRAIN, async || {
-        let owned = node.metric("expediter_partitions_owned").await?;
-        Ok(is_it(owned).then_some(()))
-    })
-    .await
-}
 
 async fn through(world: &World, name: &str, link: &Link) -> Result<NodeProcess> {
     let node = world.node(name);
@@ -36,21 +28,22 @@ async fn cut_off(away: Duration) -> Result<()> {
     let link = Link::to(world.broker().port()).await?;
     let lonely = through(&world, "lonely", &link).await?;
     let other = world.node("other").start().await?;
-    owns(&other, |owned| owned > 0.0).await?;
-    owns(&lonely, |owned| {
-        owned > 0.0 && owned < f64::from(PARTITIONS)
-    })
-    .await?;
+    other.owns(DRAIN, |owned| owned > 0.0).await?;
+    lonely
+        .owns(DRAIN, |owned| owned > 0.0 && owned < f64::from(PARTITIONS))
+        .await?;
     let load = shop::rush(&world, 150);
     world.arrived("native-fast", 30, DRAIN).await?;
     link.cut();
     let begun = Instant::now();
-    owns(&other, |owned| owned == f64::from(PARTITIONS)).await?;
+    other
+        .owns(DRAIN, |owned| owned == f64::from(PARTITIONS))
+        .await?;
     let (status, _) = lonely.get("/readyz").await?;
     ensure!(status == 503, "ready without a broker");
     tokio::time::sleep(away.saturating_sub(begun.elapsed())).await;
     link.heal();
-    owns(&lonely, |owned| owned > 0.0).await?;
+    lonely.owns(DRAIN, |owned| owned > 0.0).await?;
     load.stop().await;
     world.settled(DRAIN).await?;
     println!("{:?}", world.oracle().after_crashes().judge().await?);

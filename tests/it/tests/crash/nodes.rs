@@ -4,22 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use expediter_harness::{Load, NewOrder, NodeProcess, Outcomes, World, eventually};
+use expediter_harness::{Load, NewOrder, Outcomes, World, eventually};
 use expediter_wire::subjects::partition_of;
 
 use super::shop;
 
 const DRAIN: Duration = Duration::from_secs(30);
 const PARTITIONS: u16 = 8;
-
-/// Waits until the node works on so many partitions.
-async fn owns(node: &NodeProcess, is_it: impl Fn(f64) -> bool) -> Result<f64> {
-    eventually("partitions move", DRAIN, async || {
-        let owned = node.metric("expediter_partitions_owned").await?;
-        Ok(is_it(owned).then_some(owned))
-    })
-    .await
-}
 
 async fn more_arrive(world: &World, more: u64) -> Result<()> {
     let before = world.fleet.stats().arrived;
@@ -40,12 +31,12 @@ async fn one_joins_and_one_leaves() -> Result<()> {
     let load = shop::rush(&world, 200);
     more_arrive(&world, 100).await?;
     let second = world.node("second").start().await?;
-    let moved = owns(&second, |owned| owned > 0.0).await?;
-    owns(&first, |owned| owned == all - moved).await?;
+    let moved = second.owns(DRAIN, |owned| owned > 0.0).await?;
+    first.owns(DRAIN, |owned| owned == all - moved).await?;
     more_arrive(&world, 200).await?;
     let code = first.terminate(Duration::from_secs(6)).await?;
     ensure!(code == 0, "exit code {code}");
-    owns(&second, |owned| owned == all).await?;
+    second.owns(DRAIN, |owned| owned == all).await?;
     more_arrive(&world, 200).await?;
     load.stop().await;
     world.settled(DRAIN).await?;
@@ -87,12 +78,14 @@ async fn an_old_owner_wakes_up() -> Result<()> {
     shop::open(&world).await?;
     let sleeper = world.node("sleeper").start().await?;
     let other = world.node("other").start().await?;
-    owns(&other, |owned| owned > 0.0).await?;
-    let had = owns(&sleeper, |owned| owned > 0.0 && owned < all).await?;
+    other.owns(DRAIN, |owned| owned > 0.0).await?;
+    let had = sleeper
+        .owns(DRAIN, |owned| owned > 0.0 && owned < all)
+        .await?;
     let load = shop::rush(&world, 200);
     more_arrive(&world, 200).await?;
     sleeper.pause()?;
-    owns(&other, |owned| owned == all).await?;
+    other.owns(DRAIN, |owned| owned == all).await?;
     more_arrive(&world, 300).await?;
     // What the other has delivered for it.
     let done: HashSet<(String, String)> = world
@@ -110,8 +103,8 @@ async fn an_old_owner_wakes_up() -> Result<()> {
     })
     .await?;
     // It comes back in order, and both share the work again.
-    owns(&sleeper, |owned| owned == had).await?;
-    owns(&other, |owned| owned == all - had).await?;
+    sleeper.owns(DRAIN, |owned| owned == had).await?;
+    other.owns(DRAIN, |owned| owned == all - had).await?;
     more_arrive(&world, 200).await?;
     load.stop().await;
     world.settled(DRAIN).await?;
@@ -148,7 +141,7 @@ async fn a_rebalance_stops_nobody_else() -> Result<()> {
     }
     let _first = world.node("first").start().await?;
     let second = world.node("second").start().await?;
-    owns(&second, |owned| owned > 0.0).await?;
+    second.owns(DRAIN, |owned| owned > 0.0).await?;
     let ids: Vec<String> = steady.values().cloned().collect();
     let load = Load::start(&world.publisher(), 160, move |n| {
         NewOrder::to(&ids[usize::try_from(n).unwrap_or(0) % ids.len()])
@@ -156,7 +149,7 @@ async fn a_rebalance_stops_nobody_else() -> Result<()> {
     more_arrive(&world, 100).await?;
     let before = Outcomes::read(&world.connection).await?.claims().len();
     let third = world.node("third").start().await?;
-    let moved = owns(&third, |owned| owned > 0.0).await?;
+    let moved = third.owns(DRAIN, |owned| owned > 0.0).await?;
     more_arrive(&world, 200).await?;
     load.stop().await;
     let outcomes = world.settled(DRAIN).await?;
