@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Parser;
 use expediter_load::{Options, Report, run};
 
@@ -10,9 +10,9 @@ const EXAMPLES: &str = "\
 Starts brokers, nodes and merchants as processes on this machine, publishes orders, breaks things by a
 seeded schedule, waits for quiet and judges: every acknowledged order has one outcome, none is called
 delivered that was not, repeats only where an attempt was in flight at a fault, order and limits kept,
-merchants without idempotency got nothing twice. Ends with 1 when something was not so. The binary
-`expediter` is the one beside this one, or EXPEDITER_TEST_BIN; data and logs are kept with
-EXPEDITER_TEST_KEEP=1.
+merchants without idempotency got nothing twice. Ends with 1 when something was not so, with 2 when it
+could not be found out. The binary `expediter` is the one beside this one, or EXPEDITER_TEST_BIN; data
+and logs are kept with EXPEDITER_TEST_KEEP=1.
 
 Examples:
   expediter-chaos
@@ -32,25 +32,44 @@ struct Cli {
     quiet: bool,
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     let cli = Cli::parse();
+    match chaos(&cli) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether all was as promised.
+fn chaos(cli: &Cli) -> Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let report = runtime.block_on(Box::pin(run(&cli.options, |line| {
+    let tell = |line: &str| {
         if !cli.quiet {
             eprintln!("{line}");
         }
-    })))?;
+    };
+    let report: Report = runtime.block_on(async {
+        tokio::select! {
+            report = Box::pin(run(&cli.options, tell)) => report,
+            // So that processes and files go with it.
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted?;
+                bail!("stopped, nothing was judged")
+            }
+        }
+    })?;
     if cli.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
         print(&report);
     }
-    Ok(match report.is_clean() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    })
+    Ok(report.is_clean())
 }
 
 fn print(report: &Report) {
