@@ -150,6 +150,8 @@ pub enum Command {
         merchant: Arc<Merchant>,
         order: Arc<Order>,
         number: u32,
+        /// Nothing of it may leave from then on.
+        gives_up: UnixMillis,
         /// Only when the merchant, asked first, says that it has not got the order.
         look_first: bool,
     },
@@ -635,3 +637,6 @@ impl PartitionMachine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,8 @@
 //! for each node that holds a share). A quota over a longer period is spread evenly, with the same
 //! burst: that holds over nodes that do not know each other's past.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use expediter_types::{Rate, Slice};
 
@@ -130,6 +131,53 @@ impl Bucket {
     }
 }
 
+/// Starts in their turn.
+#[derive(Debug, Default)]
+struct Queue {
+    line: BTreeMap<u64, Ticket>,
+    places: HashMap<Ticket, u64>,
+    last: u64,
+}
+
+impl Queue {
+    /// Once, at the end.
+    fn push(&mut self, ticket: Ticket) {
+        if let Entry::Vacant(place) = self.places.entry(ticket) {
+            self.last += 1;
+            place.insert(self.last);
+            self.line.insert(self.last, ticket);
+        }
+    }
+
+    fn remove(&mut self, ticket: Ticket) {
+        if let Some(place) = self.places.remove(&ticket) {
+            self.line.remove(&place);
+        }
+    }
+
+    fn contains(&self, ticket: Ticket) -> bool {
+        self.places.contains_key(&ticket)
+    }
+
+    fn front(&self) -> Option<Ticket> {
+        self.next(0).map(|(_, ticket)| ticket)
+    }
+
+    /// The first one at or behind this place.
+    fn next(&self, from: u64) -> Option<(u64, Ticket)> {
+        let (place, ticket) = self.line.range(from..).next()?;
+        Some((*place, *ticket))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.line.is_empty()
+    }
+
+    fn len(&self) -> usize {
+        self.line.len()
+    }
+}
+
 #[derive(Debug)]
 struct Scope {
     limits: ScopeLimits,
@@ -138,7 +186,7 @@ struct Scope {
     slice_until: u64,
     in_use: u32,
     closed_until: u64,
-    queue: VecDeque<Ticket>,
+    queue: Queue,
     /// Since it was last asked for its demand.
     taken: u32,
     most_in_use: u32,
@@ -274,7 +322,7 @@ impl Scopes {
             slice_until: 0,
             in_use: 0,
             closed_until: 0,
-            queue: VecDeque::new(),
+            queue: Queue::default(),
             taken: 0,
             most_in_use: 0,
             lacked: false,
@@ -290,9 +338,8 @@ impl Scopes {
         let Some(scope) = self.scopes.remove(&id) else {
             return Vec::new();
         };
-        scope
-            .queue
-            .into_iter()
+        let waiting = scope.queue.line.into_values();
+        waiting
             .filter(|ticket| self.try_grant(*ticket, now))
             .collect()
     }
@@ -360,9 +407,7 @@ impl Scopes {
         let Some(scope) = self.scopes.get_mut(&id) else {
             return;
         };
-        if !scope.queue.contains(&ticket) {
-            scope.queue.push_back(ticket);
-        }
+        scope.queue.push(ticket);
         scope.used_at = now;
         if !std::mem::replace(&mut scope.lacked, true) {
             self.hungry.push(id);
@@ -378,18 +423,19 @@ impl Scopes {
             .filter(|(_, scope)| !scope.queue.is_empty());
         let ids: Vec<ScopeId> = waiting.map(|(id, _)| *id).collect();
         for id in ids {
-            let mut place = 0;
+            let mut from = 0;
             while let Some(scope) = self.scopes.get_mut(&id) {
-                let Some(ticket) = scope.queue.get(place).copied() else {
+                let Some((place, ticket)) = scope.queue.next(from) else {
                     break;
                 };
                 if scope.held(now).is_some() {
                     break;
                 }
+                from = place + 1;
                 if self.try_grant(ticket, now) {
                     granted.push(ticket);
-                } else if !self.hold(id, ticket) {
-                    place += 1;
+                } else {
+                    self.hold(id, ticket);
                 }
             }
         }
@@ -415,11 +461,7 @@ impl Scopes {
         if lacking.is_empty() {
             open.iter().for_each(|id| self.take_one(*id, now));
             self.waiters.remove(&ticket);
-            for id in needs.iter() {
-                if let Some(scope) = self.scopes.get_mut(&id) {
-                    scope.queue.retain(|waiting| *waiting != ticket);
-                }
-            }
+            self.leave_queues(needs, ticket);
             return true;
         }
         lacking.iter().for_each(|id| self.line_up(*id, ticket, now));
@@ -429,15 +471,15 @@ impl Scopes {
     /// One that is the first wherever it still waits keeps its place in this scope, so that two full
     /// scopes cannot keep it out by turns. Only in ascending order, so that no two wait for each
     /// other.
-    fn hold(&mut self, id: ScopeId, ticket: Ticket) -> bool {
+    fn hold(&mut self, id: ScopeId, ticket: Ticket) {
         let Some(waiter) = self.waiters.get(&ticket) else {
-            return false;
+            return;
         };
         let (needs, held) = (waiter.needs, waiter.held);
         let first = |scopes: &BTreeMap<ScopeId, Scope>, id: ScopeId| {
             scopes
                 .get(&id)
-                .is_none_or(|scope| scope.queue.front() == Some(&ticket))
+                .is_none_or(|scope| scope.queue.front() == Some(ticket))
         };
         let others = needs
             .iter()
@@ -446,7 +488,7 @@ impl Scopes {
             .filter(|other| {
                 self.scopes
                     .get(other)
-                    .is_some_and(|s| s.queue.contains(&ticket))
+                    .is_some_and(|s| s.queue.contains(ticket))
             })
             .collect();
         let all = !waits.is_empty()
@@ -455,17 +497,32 @@ impl Scopes {
                 .iter()
                 .all(|other| *other > id && first(&self.scopes, *other));
         if !all {
-            return false;
+            return;
         }
         if let Some(scope) = self.scopes.get_mut(&id) {
-            scope.queue.pop_front();
+            scope.queue.remove(ticket);
             let now = scope.used_at;
             scope.take(now);
         }
         if let Some(waiter) = self.waiters.get_mut(&ticket) {
             waiter.held = Needs::of(held.iter().chain([id]));
         }
-        true
+    }
+
+    /// A start waits no more: what it had taken is available again.
+    pub fn leave(&mut self, ticket: Ticket, now: u64) {
+        if let Some(Waiter { needs, held }) = self.waiters.remove(&ticket) {
+            self.leave_queues(needs, ticket);
+            self.give_back(held, true, now);
+        }
+    }
+
+    fn leave_queues(&mut self, needs: Needs, ticket: Ticket) {
+        for id in needs.iter() {
+            if let Some(scope) = self.scopes.get_mut(&id) {
+                scope.queue.remove(ticket);
+            }
+        }
     }
 
     /// A start's attempt ended; `unused`: it never began, and its part of the rates is available

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix::prelude::SendError;
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, SpawnHandle};
 use expediter_core::merchant::{
     Accepting, Closure, Effect, Ended, MerchantMachine, Next, Offer, Wait,
@@ -20,7 +21,7 @@ use expediter_types::{Merchant, MerchantId, Now, Seq};
 use crate::capacity::{Capacity, Permit};
 use crate::clock::Clock;
 use crate::partition_actor::{Input, PartitionActor};
-use crate::scopes::{Shared, SharedPermit};
+use crate::scopes::{Place, Shared, SharedPermit, Taken, Tell};
 
 /// What a merchant's machine is about to do.
 #[derive(Debug, Clone)]
@@ -84,7 +85,7 @@ struct Sharing {
     version: u64,
     needs: Needs,
     /// A start waits in the queues.
-    waits: bool,
+    place: Option<Place>,
     /// Its turn came: kept until it starts, or turns out to have no order.
     granted: Option<SharedPermit>,
 }
@@ -145,7 +146,7 @@ impl MerchantActor {
                 shared: around.shared,
                 version: 0,
                 needs: Needs::default(),
-                waits: false,
+                place: None,
                 granted: None,
             },
             hook: around.hook,
@@ -229,7 +230,7 @@ impl MerchantActor {
             effects,
             accepting: self.machine.accepting(now),
             waits: match self.machine.waits(now) {
-                Wait::Capacity if self.sharing.waits => Wait::Shared,
+                Wait::Capacity if self.sharing.place.is_some() => Wait::Shared,
                 waits => waits,
             },
         }
@@ -269,22 +270,35 @@ impl MerchantActor {
         let version = self.sharing.shared.version();
         if version != self.sharing.version {
             self.sharing.version = version;
-            self.sharing.needs = self.sharing.shared.needs(&self.merchant);
+            let needs = self.sharing.shared.needs(&self.merchant);
+            if needs != self.sharing.needs {
+                // Its place was in other queues.
+                (self.sharing.place, self.sharing.granted) = (None, None);
+                self.sharing.needs = needs;
+            }
         }
-        if self.sharing.waits {
+        if self.sharing.place.is_some() {
             return None;
         }
         let node = self.take_capacity(ctx)?;
         let mut shared = self.sharing.granted.take();
         if shared.is_none() && !self.sharing.needs.is_empty() {
             let address = ctx.address();
-            let tell = || -> crate::scopes::Tell {
-                // One that is gone gives the permit back.
-                Box::new(move |permit| drop(address.try_send(Granted(permit))))
+            let tell = || -> Tell {
+                Box::new(move |permit| match address.try_send(Granted(permit)) {
+                    Ok(()) => None,
+                    Err(SendError::Full(Granted(permit)) | SendError::Closed(Granted(permit))) => {
+                        Some(permit)
+                    }
+                })
             };
-            let taken = self.sharing.shared.take(self.sharing.needs, tell);
-            self.sharing.waits = taken.is_none();
-            shared = Some(taken?);
+            match self.sharing.shared.take(self.sharing.needs, tell) {
+                Taken::Now(permit) => shared = Some(permit),
+                Taken::Waits(place) => {
+                    self.sharing.place = Some(place);
+                    return None;
+                }
+            }
         }
         if let Some(shared) = &mut shared {
             shared.spend();
@@ -392,8 +406,10 @@ impl Handler<Granted> for MerchantActor {
     type Result = ();
 
     fn handle(&mut self, Granted(permit): Granted, ctx: &mut Self::Context) {
-        self.sharing.waits = false;
-        self.sharing.granted = Some(permit);
+        // One of former queues is given back.
+        if permit.is_for(self.sharing.needs) {
+            (self.sharing.place, self.sharing.granted) = (None, Some(permit));
+        }
         self.step(Step::Poke, ctx);
     }
 }

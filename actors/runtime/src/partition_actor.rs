@@ -346,6 +346,7 @@ impl PartitionActor {
                 merchant,
                 order,
                 number,
+                gives_up,
                 look_first,
             } => {
                 let request = AttemptRequest {
@@ -355,7 +356,7 @@ impl PartitionActor {
                     look_first,
                     may_leave: {
                         let log = Arc::clone(&self.parts.log);
-                        MayLeave::when(move || log.lease_fresh())
+                        MayLeave::when(move || log.lease_fresh() && Clock::now().wall < gives_up)
                     },
                 };
                 self.launch(request, ctx);

@@ -1,6 +1,6 @@
 //! Limits that merchants share, on this node: who waits, who is told, what is held.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,8 +16,8 @@ use crate::registry::MerchantDirectory;
 /// The node's own rate.
 const NODE: ScopeId = ScopeId(0);
 
-/// Takes the permit of a start that waited; gives it back when nobody is there any more.
-pub(crate) type Tell = Box<dyn FnOnce(SharedPermit) + Send>;
+/// Takes the permit of a start that waited; hands it back when nobody is there any more.
+pub(crate) type Tell = Box<dyn FnOnce(SharedPermit) -> Option<SharedPermit> + Send>;
 
 /// A shared limit as it stands on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,12 +67,18 @@ impl std::fmt::Debug for Shared {
 /// One attempt's part of the shared limits; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct SharedPermit {
-    shared: Arc<Shared>,
+    /// `None`: it was given back.
+    shared: Option<Arc<Shared>>,
     needs: Needs,
     used: bool,
 }
 
 impl SharedPermit {
+    /// It is of exactly these scopes.
+    pub(crate) fn is_for(&self, needs: Needs) -> bool {
+        self.needs == needs
+    }
+
     /// The attempt begins: its part of the rates is spent.
     pub(crate) fn spend(&mut self) {
         self.used = true;
@@ -81,18 +87,31 @@ impl SharedPermit {
 
 impl Drop for SharedPermit {
     fn drop(&mut self) {
-        let (granted, some_wait) = {
-            let now = Clock::now().mono;
-            let mut state = self.shared.lock();
-            state.machine.give_back(self.needs, !self.used, now);
-            (state.grant(now), !state.tells.is_empty())
-        };
-        self.shared.tell(granted);
-        if some_wait {
-            // What waited for a place may wait for a time now.
-            self.shared.changed.notify_one();
+        if let Some(shared) = self.shared.take() {
+            shared.tell(shared.take_back(self.needs, self.used));
         }
     }
+}
+
+/// A start that waits in the queues; it leaves them when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    shared: Arc<Shared>,
+    ticket: Ticket,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.leave(self.ticket);
+    }
+}
+
+/// What a start got of its shared limits.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Now(SharedPermit),
+    /// Its permit comes later.
+    Waits(Place),
 }
 
 impl State {
@@ -111,15 +130,17 @@ impl State {
             .collect()
     }
 
-    fn id(&mut self, limit: &SharedLimit) -> ScopeId {
+    /// True: it is new, and has no limits yet.
+    fn id(&mut self, limit: &SharedLimit, now: u64) -> (ScopeId, bool) {
         if let Some(id) = self.ids.get(limit) {
-            return *id;
+            return (*id, false);
         }
         self.last += 1;
         let id = ScopeId(self.last);
         self.ids.insert(limit.clone(), id);
         self.names.insert(id, limit.clone());
-        id
+        self.machine.put(id, ScopeLimits::default(), now);
+        (id, true)
     }
 }
 
@@ -186,8 +207,7 @@ impl Shared {
                     burst: scope.burst,
                     concurrency: scope.concurrency,
                 };
-                let new = !state.ids.contains_key(limit);
-                let id = state.id(limit);
+                let (id, new) = state.id(limit, now);
                 state.machine.put(id, limits, now);
                 if new {
                     self.version.fetch_add(1, Ordering::AcqRel);
@@ -215,16 +235,48 @@ impl Shared {
         self.changed.notify_one();
     }
 
+    /// Without the lock: those who are told may look here again. What nobody takes any more goes to
+    /// the next, one after the other.
     fn tell(self: &Arc<Self>, granted: Vec<(Needs, Tell)>) {
-        // Without the lock: one that is gone drops its permit.
-        for (needs, tell) in granted {
-            tell(self.permit(needs));
+        let mut granted = VecDeque::from(granted);
+        while let Some((needs, tell)) = granted.pop_front() {
+            if let Some(mut unwanted) = tell(self.permit(needs)) {
+                unwanted.shared = None;
+                granted.extend(self.take_back(needs, false));
+            }
         }
+    }
+
+    /// Gives those whose turn it is then.
+    fn take_back(&self, needs: Needs, used: bool) -> Vec<(Needs, Tell)> {
+        let now = Clock::now().mono;
+        let mut state = self.lock();
+        state.machine.give_back(needs, !used, now);
+        let granted = state.grant(now);
+        if !state.tells.is_empty() {
+            // What waited for a place may wait for a time now.
+            self.changed.notify_one();
+        }
+        granted
+    }
+
+    fn leave(self: &Arc<Self>, ticket: Ticket) {
+        let now = Clock::now().mono;
+        let mut state = self.lock();
+        let Some(told) = state.tells.remove(&ticket) else {
+            return;
+        };
+        state.machine.leave(ticket, now);
+        let granted = state.grant(now);
+        drop(state);
+        // What it holds may end with it, and look here.
+        drop(told);
+        self.tell(granted);
     }
 
     fn permit(self: &Arc<Self>, needs: Needs) -> SharedPermit {
         SharedPermit {
-            shared: Arc::clone(self),
+            shared: Some(Arc::clone(self)),
             needs,
             used: false,
         }
@@ -248,15 +300,11 @@ impl Shared {
 
     /// Room for a start in all its scopes, or a place in their queues: then `tell` gets the permit
     /// later, once.
-    pub(crate) fn take(
-        self: &Arc<Self>,
-        needs: Needs,
-        tell: impl FnOnce() -> Tell,
-    ) -> Option<SharedPermit> {
+    pub(crate) fn take(self: &Arc<Self>, needs: Needs, tell: impl FnOnce() -> Tell) -> Taken {
         let now = Clock::now().mono;
         let mut state = self.lock();
         if state.machine.take(needs, now) {
-            return Some(self.permit(needs));
+            return Taken::Now(self.permit(needs));
         }
         let ticket = state.machine.enqueue(needs, now);
         state.tells.insert(ticket, (needs, tell()));
@@ -276,7 +324,13 @@ impl Shared {
         drop(state);
         self.tell(granted);
         self.changed.notify_one();
-        at_once.map(|_| self.permit(needs))
+        match at_once {
+            Some(_) => Taken::Now(self.permit(needs)),
+            None => Taken::Waits(Place {
+                shared: Arc::clone(self),
+                ticket,
+            }),
+        }
     }
 
     /// A merchant's answer spoke for all of a scope: nothing of it starts until then, on any node.
@@ -376,12 +430,15 @@ impl SharedLimits for Shared {
         let Now { mono, wall } = Clock::now();
         let wait = until.saturating_sub(wall);
         let mut state = self.lock();
-        let id = state.ids.get(limit).copied();
-        let Some(id) =
-            id.filter(|id| wait > 0 && state.closed.get(id).is_none_or(|at| *at < until))
-        else {
+        let known = state.ids.get(limit).and_then(|id| state.closed.get(id));
+        if wait == 0 || known.is_some_and(|at| *at >= until) {
             return;
-        };
+        }
+        // Those who share it wait together, whether or not it has limits that were registered.
+        let (id, new) = state.id(limit, mono);
+        if new {
+            self.version.fetch_add(1, Ordering::AcqRel);
+        }
         state.closed.insert(id, until);
         state
             .machine
@@ -392,5 +449,96 @@ impl SharedLimits for Shared {
 
     fn written(&self) {
         self.writes.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expediter_types::MerchantId;
+
+    use super::*;
+
+    fn group() -> SharedLimit {
+        (LimitScope::Group, "default".to_owned())
+    }
+
+    fn merchant() -> Merchant {
+        Merchant::to(MerchantId::new("luigis").unwrap(), "http://merchant.example/")
+    }
+
+    /// One slot, all of it on this node.
+    fn one_slot() -> Arc<Shared> {
+        let shared = Shared::new(None, &MerchantDirectory::new());
+        let (kind, id) = group();
+        let scope = Scope {
+            kind,
+            id,
+            rates: Vec::new(),
+            burst: 1,
+            concurrency: Some(1),
+        };
+        shared.change(&group(), Some(&scope));
+        let slice = Slice {
+            share: Slice::WHOLE,
+            slots: 1,
+        };
+        shared.lease(&group(), slice, u64::MAX);
+        shared
+    }
+
+    fn place(taken: Taken) -> Place {
+        match taken {
+            Taken::Waits(place) => place,
+            Taken::Now(_) => panic!("there is no room"),
+        }
+    }
+
+    /// However many are gone whose turn comes: one after the other, on a stack of usual size.
+    #[test]
+    fn a_permit_that_many_do_not_want_any_more_reaches_the_one_that_does() {
+        let shared = one_slot();
+        let needs = shared.needs(&merchant());
+        let Taken::Now(first) = shared.take(needs, || Box::new(Some)) else {
+            panic!("there is room for one");
+        };
+        let gone: Vec<Place> = (0..50_000)
+            .map(|_| place(shared.take(needs, || Box::new(Some))))
+            .collect();
+        let (told, mut got) = tokio::sync::mpsc::channel(1);
+        let last = place(shared.take(needs, || {
+            Box::new(move |permit| {
+                told.try_send(permit).ok();
+                None
+            })
+        }));
+        drop(first);
+        assert!(got.try_recv().is_ok());
+        drop((gone, last));
+        assert_eq!(shared.waiting(), 0);
+    }
+
+    #[test]
+    fn who_leaves_is_asked_no_more() {
+        let shared = one_slot();
+        let needs = shared.needs(&merchant());
+        let first = shared.take(needs, || Box::new(Some));
+        let tell = || -> Tell { Box::new(|_| panic!("it left")) };
+        drop(place(shared.take(needs, tell)));
+        assert_eq!(shared.waiting(), 0);
+        drop(first);
+    }
+
+    /// An answer that speaks for a group closes all of it, though nobody registered a limit.
+    #[test]
+    fn a_group_without_limits_is_closed_too() {
+        let shared = Shared::new(None, &MerchantDirectory::new());
+        assert!(shared.needs(&merchant()).is_empty());
+        let version = shared.version();
+        shared.close(&group(), Clock::now().wall + 60_000);
+        assert_ne!(shared.version(), version, "its merchants look again");
+        let needs = shared.needs(&merchant());
+        drop(place(shared.take(needs, || Box::new(Some))));
+        let status = shared.status(&merchant());
+        assert!(matches!(status[0].held, Some(Held::Closed(_))), "{status:?}");
     }
 }

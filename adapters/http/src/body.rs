@@ -93,9 +93,10 @@ pub(crate) struct TrackedBody {
     refused: AtomicBool,
 }
 
-/// The right to send it ran out while the connection was made: nothing of the order was written.
+/// The right to send it, or its time, ran out while the connection was made: nothing of the order was
+/// written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the node's lease is not fresh any more: nothing was sent")]
+#[error("the node's lease or the order's time ran out before: nothing was sent")]
 pub(crate) struct TooLate;
 
 impl TrackedBody {

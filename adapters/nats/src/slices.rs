@@ -69,7 +69,7 @@ pub(crate) async fn lease_slices(broker: Broker, node: NodeName, limits: Arc<dyn
         let mut tasks = JoinSet::new();
         loop {
             tokio::select! {
-                Some(change) = changed.recv() => take(&mut limits_seen, change),
+                Some(news) = changed.recv() => take(&mut limits_seen, &*limits, news),
                 limit = limits.wanted() => {
                     match hungry.get(&limit) {
                         Some(told) => told.send_modify(|count| *count += 1),
@@ -97,9 +97,15 @@ enum News {
     Recreated,
 }
 
-fn take(all: &mut HashMap<SharedLimit, watch::Sender<Seen>>, news: News) {
+fn take(
+    all: &mut HashMap<SharedLimit, watch::Sender<Seen>>,
+    limits: &dyn SharedLimits,
+    news: News,
+) {
     match news {
         News::Changed(limit, revision, table) => {
+            // Also where nothing of it is wanted just now.
+            limits.close(&limit, table.closed_until);
             all.entry(limit).or_default().send_modify(|seen| {
                 (seen.revision, seen.table) = (revision, table);
             });

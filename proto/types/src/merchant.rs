@@ -111,6 +111,9 @@ impl Idempotency {
 pub struct Lookup {
     /// Asked with GET and the adapter's headers; `{id}` stands for the order's id (percent-encoded).
     pub url: String,
+    /// An attempt that may have arrived is asked about no sooner, as the merchant may still be at
+    /// work on it; 0 to 1 h; the adapter's timeout by default.
+    pub after: Option<Duration>,
     /// The first whose predicates all hold decides; without one that does: 2xx is found, 404 and
     /// 410 are absent, anything else decides nothing.
     pub rules: Vec<LookupRule>,
@@ -224,11 +227,12 @@ pub struct Limits {
 pub struct Retry {
     /// Upper bound of the first wait; 10 ms to 1 h; 500 ms by default.
     pub initial: Duration,
-    /// Upper bound of every wait; `initial` to 24 h; 5 min by default.
+    /// Upper bound of the waits of the back-off; `initial` to 24 h; 5 min by default. They are longer
+    /// where [`Retry::max_attempts`] would be used up long before the deadline.
     pub max: Duration,
     /// 1.0 to 10.0; 2.0 by default.
     pub multiplier: f64,
-    /// 1 to 1,000; 12 by default.
+    /// 1 to 1,000; 30 by default. They reach to the deadline.
     pub max_attempts: u32,
     /// From `created`, for orders that bring none; 1 s to 30 d; 24 h by default.
     pub deadline: Duration,
@@ -307,7 +311,7 @@ impl Default for Retry {
             initial: Duration::from_millis(500),
             max: Duration::from_secs(300),
             multiplier: 2.0,
-            max_attempts: 12,
+            max_attempts: 30,
             deadline: Duration::from_secs(86_400),
             margin: Duration::from_secs(1),
             budget: 0.2,
@@ -317,6 +321,13 @@ impl Default for Retry {
 }
 
 impl Adapter {
+    /// So long after an attempt whose answer was lost, a look-up tells whether it arrived.
+    #[must_use]
+    pub fn settles_after(&self) -> Duration {
+        let lookup = self.lookup.as_ref();
+        lookup.and_then(|lookup| lookup.after).unwrap_or(self.timeout)
+    }
+
     /// All defaults, for that URL.
     #[must_use]
     pub fn to(url: &str) -> Self {

@@ -47,6 +47,8 @@ impl MerchantMachine {
             }
             AttemptClass::Ambiguous => self.try_again(offer, true, counted, now, random),
             AttemptClass::RateLimited => self.again(seq),
+            // Its own time is over, and nothing is wrong: it expires.
+            AttemptClass::Local if offer.deadline <= now.wall => self.again(seq),
             AttemptClass::Local => {
                 self.paused_until = now
                     .mono
@@ -131,8 +133,22 @@ impl MerchantMachine {
         let ambiguous = received || offer.ambiguous;
         let (adapter, retry) = (&self.merchant.adapter, &self.merchant.retry);
         let attempts = offer.attempts + u32::from(counted);
-        let takes = self.pace.estimate(adapter.timeout);
-        let again = schedule::again(retry, attempts, offer.deadline, takes, now.wall, random);
+        let settled = match adapter.idempotency {
+            Idempotency::Lookup if received => {
+                now.wall.saturating_add(millis(adapter.settles_after()))
+            }
+            _ => now.wall,
+        };
+        let left = schedule::Left {
+            attempts: retry.max_attempts.saturating_sub(attempts),
+            since: offer.first_attempt.unwrap_or(now.wall),
+            from: settled,
+            // It must start before the order gives up, however little it takes.
+            to: offer
+                .deadline
+                .saturating_sub(self.pace.estimate(adapter.timeout).max(1)),
+        };
+        let again = schedule::again(retry, attempts, left, now.wall, random);
         let exhausted = attempts >= retry.max_attempts;
         let remembered_until = offer
             .first_attempt

@@ -238,22 +238,21 @@ impl MerchantMachine {
                 _ => {}
             }
         }
-        if self.ready.is_empty() || self.running >= self.concurrency() {
-            return waiting;
-        }
         let earliest = self.rates.ready_at(now.mono).at.max(self.paused_until);
-        if earliest > now.mono {
-            return at(earliest);
-        }
         let paid = self.budget.ready_at(now.mono);
-        let Some(seq) = self.ready.next(paid <= now.mono) else {
-            return at(paid);
-        };
-        if self.forgotten(seq, now) {
+        while !self.ready.is_empty() && self.running < self.concurrency() {
+            if earliest > now.mono {
+                return at(earliest);
+            }
+            let Some(seq) = self.ready.next(paid <= now.mono) else {
+                return at(paid);
+            };
+            if !self.forgotten(seq, now) {
+                return Next::Start(seq);
+            }
             self.finish(seq, OutcomeKind::DeadLettered(DeadReason::Ambiguous));
-            return self.next(now);
         }
-        Next::Start(seq)
+        waiting
     }
 
     /// What keeps the mailbox waiting; [`Wait::Capacity`] when nothing of the machine does.

@@ -150,3 +150,33 @@ fn an_order_ends_as_soon_as_no_attempt_fits() {
     let ends = [finish(2, OutcomeKind::Expired), finish(3, dead)];
     assert_eq!(machine.take_effects(), ends);
 }
+
+/// "Absent" means little while the merchant may still be at work on the attempt before.
+#[test]
+fn a_look_up_waits_until_the_attempt_before_can_be_over() {
+    let mut spec = spec();
+    spec.adapter.idempotency = Idempotency::Lookup;
+    let mut machine = machine(spec, 1);
+    let started = start(&mut machine, at(1)).expect("a start");
+    end(&mut machine, started, AttemptClass::Ambiguous, at(2));
+    let due = machine.take_effects().into_iter().find_map(|effect| match effect {
+        Effect::Defer { due, .. } => Some(due),
+        _ => None,
+    });
+    assert_eq!(due, Some(at(2).wall + 30_000), "the timeout by default");
+}
+
+#[test]
+fn many_forgotten_orders_end_one_after_the_other() {
+    let mut spec = spec();
+    spec.adapter.idempotency = Idempotency::None;
+    let mut machine = machine(spec, 0);
+    for seq in 1..=200_000 {
+        machine.offer(Offer {
+            ambiguous: true,
+            ..offer(seq)
+        });
+    }
+    assert_eq!(machine.next(at(1)), Next::At(at(86_400).mono));
+    assert_eq!(machine.take_effects().len(), 200_000);
+}

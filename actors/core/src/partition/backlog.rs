@@ -20,6 +20,9 @@ use crate::{OrderState, Stored};
 pub(super) const EXPIRE_AT_ONCE: usize = 256;
 /// So many orders of a condemned backlog are dead-lettered at once.
 const CONDEMN_AT_ONCE: usize = 256;
+/// While so many dead letters of a merchant wait for the log, nothing of it starts, and its quota
+/// makes no more: each holds its payload, and the others' wait behind them.
+const DEAD_AT_ONCE: u32 = 1_000;
 
 /// A read from the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,11 +128,15 @@ pub(super) struct Backlog {
     pub(super) key_heads: VecDeque<u64>,
     /// Decided orders that the store still has.
     pub(super) finishing: u32,
+    /// Of `finishing`, those that end as dead letters.
+    pub(super) dead: u32,
     pub(super) incarnation: u64,
     /// Orders that this incarnation gave back.
     pub(super) returns: u64,
     /// Earliest due time among the stored orders that wait for a time.
     pub(super) next_due: Option<UnixMillis>,
+    /// Those whose time has come were loaded last: it is the others' turn.
+    pub(super) due_went: bool,
     /// Ordered: of those whose time has come, one stands above what was seen then.
     pub(super) due_above: Option<Seq>,
     /// Wholly ordered: the head waits until then, and everything behind it.
@@ -174,9 +181,11 @@ impl Backlog {
             lanes: Lanes::default(),
             key_heads: VecDeque::new(),
             finishing: 0,
+            dead: 0,
             incarnation: 0,
             returns: 0,
             next_due: None,
+            due_went: false,
             due_above: None,
             head_due: None,
             timed: None,
@@ -261,6 +270,16 @@ impl Backlog {
         self.unloaded + u64::from(self.offered)
     }
 
+    /// Orders up to there that wait for no time may be in the store.
+    pub(super) fn can_load(&self, up_to: Seq) -> bool {
+        !self.lanes.is_empty() || self.cursor <= self.tail.min(up_to)
+    }
+
+    /// So many of its orders end as dead letters that no more may.
+    pub(super) fn ends_enough(&self) -> bool {
+        self.dead >= DEAD_AT_ONCE
+    }
+
     /// Nothing is known of it that would be missed.
     pub(super) fn is_empty(&self) -> bool {
         self.offered == 0 && self.unloaded == 0 && self.finishing == 0 && !self.loading
@@ -320,6 +339,7 @@ impl PartitionMachine {
             && !self.parked.holds(merchant, &stored.order)
             && !closed
             && !backlog.loading
+            && !backlog.ends_enough()
             && !backlog.quarantined
             && !backlog.held
             && !self.draining

@@ -42,7 +42,7 @@ impl PartitionMachine {
         state.ambiguous = true;
         let from = self
             .claimed_at
-            .saturating_add(millis(merchant.adapter.timeout));
+            .saturating_add(millis(merchant.adapter.settles_after()));
         if from > now.wall {
             state.due = Some(state.due.unwrap_or(0).max(from));
         }
@@ -52,23 +52,21 @@ impl PartitionMachine {
     /// the merchant may have it and does not remember it any more.
     fn settle_possibly_sent(&mut self, stored: &mut Stored, merchant: &Merchant, now: Now) -> bool {
         let adapter = &merchant.adapter;
-        let created = stored.order.envelope.created;
+        let envelope = &stored.order.envelope;
+        let created = envelope.created;
+        let id = (envelope.merchant.clone(), envelope.id.clone());
+        // Attempts are listed. A listed one may be of a repeat of this order that was read before it;
+        // without the list every order may have been sent.
+        let perhaps_sent = self.doubted.get(&id).is_some_and(|at| created < *at)
+            || self.outcomes_lost_at.is_some_and(|at| created < at);
         if adapter.idempotency == Idempotency::Lookup {
-            // Its attempts are listed: without a list every order may have been sent.
-            let lost = self.outcomes_lost_at.is_some_and(|at| created < at);
-            if lost && stored.state.first_attempt.is_none() {
+            if perhaps_sent && stored.state.first_attempt.is_none() {
                 self.look_later(stored, merchant, now);
             }
             return false;
         }
         let unrepeatable = adapter.idempotency == Idempotency::None;
-        let envelope = &stored.order.envelope;
-        let id = (envelope.merchant.clone(), envelope.id.clone());
-        if unrepeatable && self.doubted.get(&id).is_some_and(|at| created < *at) {
-            stored.state.ambiguous = true;
-            return true;
-        }
-        if unrepeatable && self.outcomes_lost_at.is_some_and(|at| created < at) {
+        if unrepeatable && perhaps_sent {
             stored.state.ambiguous = true;
             return true;
         }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use expediter_types::{
-    AttemptCount, DeadReason, Envelope, Idempotency, MerchantId, Now, OrderId, Origin, OutcomeKind,
+    AttemptCount, DeadReason, Envelope, Idempotency, Merchant, MerchantId, Now, OrderId, Origin, OutcomeKind,
     Seq, UnixMillis,
 };
 
+use super::backlog::Backlog;
 use super::writer::Why;
 use super::{Directory, Event, PartitionMachine};
 use crate::ledger::Taken;
@@ -173,17 +174,17 @@ impl PartitionMachine {
             let why = "the node or the broker stopped while it may have been sent";
             return self.conclude(stored, false, kind, Why::from(why), now);
         }
-        // A former generation may have arrived, and nobody here knows how it ended.
-        let again = republished || stored.order.envelope.generation > 1;
+        // A former generation, or a former owner's attempt, may have arrived and be at work still.
+        let again =
+            republished || stored.state.ambiguous || stored.order.envelope.generation > 1;
         if again && merchant.adapter.idempotency == Idempotency::Lookup {
             self.look_later(&mut stored, &merchant, now);
         }
-        let waiting = self.backlog(&id).waiting();
-        if let Some(quota) = merchant.limits.backlog.filter(|quota| waiting >= *quota) {
+        if let Some(why) = self.over_quota(&stored, &merchant) {
             let kind = OutcomeKind::DeadLettered(DeadReason::BacklogFull);
-            let why = format!("{waiting} orders of the merchant wait, its quota is {quota}");
             return self.conclude(stored, false, kind, Why::from(why), now);
         }
+        self.backlogs.entry(id.clone()).or_insert_with(Backlog::new);
         let held = self.keep_hold(&id, directory, now);
         let direct = !held
             && self
@@ -196,6 +197,19 @@ impl PartitionMachine {
             self.park(stored);
             self.refill(&id, directory, now);
         }
+    }
+
+    /// Says why when the merchant's quota has no place for the order. It counts when the order comes
+    /// in: a former owner had room for what is read again after a take-over. When the merchant's dead
+    /// letters come faster than the log takes them, the order has a place in the store instead.
+    fn over_quota(&self, stored: &Stored, merchant: &Merchant) -> Option<String> {
+        let quota = merchant.limits.backlog?;
+        let read_again = stored.order.envelope.created < self.claimed_at;
+        let tried = stored.state.first_attempt.is_some();
+        let backlog = self.backlogs.get(&merchant.id)?;
+        let waiting = backlog.waiting();
+        (waiting >= quota && !read_again && !tried && !backlog.ends_enough())
+            .then(|| format!("{waiting} orders of the merchant wait, its quota is {quota}"))
     }
 
     fn take_undecodable(&mut self, seq: Seq, at: UnixMillis, bad: Undecodable, now: Now) {

@@ -37,7 +37,8 @@ impl PartitionMachine {
             self.commands.push_back(Command::Load(load));
             return;
         }
-        if backlog.quarantined || held || self.draining || self.paused || unconfirmed {
+        let keeps = backlog.quarantined || held || backlog.ends_enough();
+        if keeps || self.draining || self.paused || unconfirmed {
             return;
         }
         let Some(merchant) = directory.merchant(id) else {
@@ -113,11 +114,13 @@ impl PartitionMachine {
         } else if let Some(due) = backlog.next_due
             // Those that were tried before wait in the store when the mailbox has enough of them.
             && (backlog.accepting != Accepting::Fresh || due > now.wall)
+            && !(std::mem::take(&mut backlog.due_went) && backlog.can_load(up_to))
         {
             if due <= now.wall && ordered && backlog.due_above == Some(ledger_seen) {
                 self.gated.insert(id.clone());
             } else if due <= now.wall {
                 backlog.loading = true;
+                backlog.due_went = true;
                 backlog.next_due = None;
                 backlog.due_above = None;
                 // Orders in the mailbox may come back from the index; they are skipped.

@@ -1,7 +1,9 @@
 //! Between the partition and its merchants' actors: starts, answers, effects.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use expediter_types::{
     Answer, AttemptClass, AttemptCount, AttemptRecord, Idempotency, LimitScope, MAX_DETAIL,
     Merchant, MerchantId, Now, Ordering, OutcomeKind, Seq, UnixMillis,
@@ -144,8 +146,9 @@ impl PartitionMachine {
         }
     }
 
-    /// The attempts of these orders are marked: their requests may leave.
-    pub(super) fn launch_marked(&mut self, seqs: &[Seq], now: Now) {
+    /// The attempts of these orders are marked: their requests may leave, unless an order gave up
+    /// meanwhile.
+    pub(super) fn launch_marked(&mut self, seqs: &[Seq], directory: &dyn Directory, now: Now) {
         for seq in seqs {
             let Some(held) = self.window.get_mut(seq) else {
                 continue;
@@ -161,7 +164,11 @@ impl PartitionMachine {
                 number,
                 at: now.wall,
             };
-            self.commands.push_back(launch(merchant, held, number));
+            if Self::deadline(&held.stored.order, Some(&merchant)) > now.wall {
+                self.commands.push_back(launch(merchant, held, number));
+            } else {
+                self.on_answer(*seq, number, too_late(), directory, now);
+            }
         }
     }
 
@@ -202,9 +209,11 @@ impl PartitionMachine {
         };
         backlog.running = backlog.running.saturating_sub(1);
         self.running = self.running.saturating_sub(1);
-        if let (Some(wait), Some(merchant)) = (retry_after, &backlog.active) {
+        if let Some(wait) = retry_after
+            && let Some(merchant) = backlog.active.clone().or_else(|| directory.merchant(&id))
+        {
             let until = now.wall.saturating_add(millis(wait));
-            self.commands.extend(close_scope(merchant, until));
+            self.commands.extend(close_scope(&merchant, until));
         }
         if let Some(held) = self.window.get(&seq)
             && let Stage::Answered { answer, .. } = &held.stage
@@ -286,7 +295,11 @@ impl PartitionMachine {
                 self.timers.insert((closure.until, merchant.clone()));
                 self.event(Event::Closed { merchant, closure });
             }
-            None => self.event(Event::Opened { merchant }),
+            None => {
+                // A successor must not close it again from an older mark.
+                self.writer.hurry_mark();
+                self.event(Event::Opened { merchant });
+            }
         }
     }
 
@@ -348,7 +361,13 @@ impl PartitionMachine {
             },
         );
         if self.attempted.len() > ATTEMPTS_REMEMBERED {
-            self.attempted.pop_last();
+            // What is in doubt may be listed nowhere else.
+            let mut newest = self.attempted.iter().rev();
+            let plain = newest.find(|(_, count)| !count.ambiguous);
+            match plain.map(|(seq, _)| *seq) {
+                Some(seq) => self.attempted.remove(&seq),
+                None => self.attempted.pop_last().map(|(_, count)| count),
+            };
         }
     }
 
@@ -436,9 +455,22 @@ fn close_scope(merchant: &Merchant, until: UnixMillis) -> Option<Command> {
     Some(Command::CloseScope { kind, id, until })
 }
 
+fn too_late() -> Answer {
+    Answer {
+        class: AttemptClass::Local,
+        status: None,
+        retry_after: None,
+        absent: false,
+        detail: "its time was over before the request could leave".to_owned(),
+        excerpt: Bytes::new(),
+        took: Duration::ZERO,
+    }
+}
+
 fn launch(merchant: Arc<Merchant>, held: &Held, number: u32) -> Command {
     let lookup = merchant.adapter.idempotency == Idempotency::Lookup;
     Command::Launch {
+        gives_up: PartitionMachine::deadline(&held.stored.order, Some(&merchant)),
         look_first: lookup && held.stored.state.ambiguous,
         order: Arc::clone(&held.stored.order),
         merchant,

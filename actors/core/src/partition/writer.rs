@@ -18,6 +18,8 @@ const GROUP_BYTES: usize = 512 * 1024;
 /// Unrepeatable attempts of a merchant that are listed, and so in flight, at a time: each takes less
 /// than 512 bytes of a record, whatever its id.
 const LISTED: usize = 2_000;
+/// What a mark says of an order in doubt stands for its place in that list after this.
+const UNLISTED_AFTER_MS: u64 = 60_000;
 /// A successor without this owner's store notices repeats of at least this age.
 const REPEATS_WINDOW_MS: u64 = 600_000;
 /// Nor more than so many records of OUTCOMES, of whatever partition: about half a second of a
@@ -41,12 +43,6 @@ impl<T: Into<String>> From<T> for Why {
     }
 }
 
-#[derive(Debug)]
-enum Decided {
-    Outcome(Box<Outcome>),
-    Dead(Box<DeadLetter>),
-}
-
 /// What the acknowledged record was, for the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acked {
@@ -65,12 +61,14 @@ pub enum Acked {
 enum Kind {
     Attempts,
     Outcomes,
+    DeadLetters,
     Mark,
 }
 
 #[derive(Debug)]
 enum UnderWay {
     Outcomes(Vec<Seq>),
+    DeadLetter(Seq),
     Attempts(Vec<Seq>),
     Mark {
         low_water: Seq,
@@ -78,6 +76,8 @@ enum UnderWay {
         purge: Option<(MerchantId, Seq)>,
         /// Of the parked orders in it.
         parked: u64,
+        /// Orders in doubt that it names, when a list of attempts is about to be full.
+        doubtful: Vec<Seq>,
     },
 }
 
@@ -100,7 +100,11 @@ impl Attempts {
 /// Queue of records.
 #[derive(Debug)]
 pub(super) struct Writer {
-    decided: VecDeque<(u64, Decided)>,
+    /// Since when they wait for company.
+    decided: VecDeque<(u64, Outcome)>,
+    /// Each goes in a record of its own, beside `decided`: a flood of one merchant's must not keep
+    /// the others' outcomes waiting.
+    dead: VecDeque<Box<DeadLetter>>,
     /// Per merchant without idempotency: listed until the outcome is acknowledged, so that a
     /// crash between the two still finds the attempt.
     attempts: BTreeMap<MerchantId, Attempts>,
@@ -126,6 +130,7 @@ impl Writer {
     pub(super) fn new(covers: Seq, repeats_from: Seq, now: Now) -> Self {
         Self {
             decided: VecDeque::new(),
+            dead: VecDeque::new(),
             attempts: BTreeMap::new(),
             dirty: VecDeque::new(),
             dirty_set: HashSet::new(),
@@ -176,6 +181,30 @@ impl Writer {
         }
     }
 
+    /// A list of attempts is about to be full.
+    fn is_crowded(&self) -> bool {
+        let mut lists = self.attempts.values();
+        lists.any(|attempts| attempts.in_flight.len() >= LISTED / 2)
+    }
+
+    /// These are in doubt, and a durable mark says so: none of them has to be listed until it is
+    /// tried again, so that others can be.
+    fn unlist_doubtful(&mut self, seqs: &[Seq]) {
+        let mut changed = Vec::new();
+        for (merchant, attempts) in &mut self.attempts {
+            let before = attempts.in_flight.len();
+            for seq in seqs {
+                attempts.in_flight.remove(seq);
+            }
+            if attempts.in_flight.len() < before {
+                changed.push(merchant.clone());
+            }
+        }
+        for merchant in changed {
+            self.dirty(&merchant);
+        }
+    }
+
     fn dirty(&mut self, merchant: &MerchantId) {
         if self.dirty_set.insert(merchant.clone()) {
             self.dirty.push_back(merchant.clone());
@@ -202,6 +231,7 @@ impl Writer {
     pub(super) fn is_idle(&self) -> bool {
         self.under_way.is_none()
             && self.decided.is_empty()
+            && self.dead.is_empty()
             && self.dirty.is_empty()
             && self.mark_after.is_none()
     }
@@ -250,6 +280,7 @@ impl PartitionMachine {
         let sent = kind == OutcomeKind::Delivered || !state.history.is_empty();
         if let Some(backlog) = self.backlogs.get_mut(&merchant) {
             backlog.finishing += 1;
+            backlog.dead += u32::from(matches!(kind, OutcomeKind::DeadLettered(_)));
             if in_store {
                 backlog.lanes.remove(seq);
             }
@@ -266,31 +297,26 @@ impl PartitionMachine {
             detail: why.detail,
             envelope,
         };
-        let decided = match kind {
-            OutcomeKind::DeadLettered(reason) => {
-                let id = outcome.envelope.id.clone();
-                self.event(Event::DeadLettered {
-                    merchant,
-                    id,
-                    reason,
-                });
-                let payload = order.payload.clone();
-                Decided::Dead(Box::new(DeadLetter {
-                    outcome,
-                    payload,
-                    excerpt: why.excerpt,
-                }))
-            }
-            _ => {
-                if kind == OutcomeKind::Expired {
-                    let id = outcome.envelope.id.clone();
-                    self.event(Event::Expired { merchant, id });
-                }
-                Decided::Outcome(Box::new(outcome))
-            }
-        };
         self.writer.unacknowledged += 1;
-        self.writer.decided.push_back((now.mono, decided));
+        if let OutcomeKind::DeadLettered(reason) = kind {
+            let id = outcome.envelope.id.clone();
+            self.event(Event::DeadLettered {
+                merchant,
+                id,
+                reason,
+            });
+            self.writer.dead.push_back(Box::new(DeadLetter {
+                outcome,
+                payload: order.payload.clone(),
+                excerpt: why.excerpt,
+            }));
+            return;
+        }
+        if kind == OutcomeKind::Expired {
+            let id = outcome.envelope.id.clone();
+            self.event(Event::Expired { merchant, id });
+        }
+        self.writer.decided.push_back((now.mono, outcome));
     }
 
     /// The next record, if one is to be written now. Its number goes into
@@ -301,12 +327,18 @@ impl PartitionMachine {
         }
         // Each kind has its turn after the one written last: none can keep another from the log,
         // however long an acknowledgement takes.
-        let mut kinds = [Kind::Attempts, Kind::Outcomes, Kind::Mark];
+        let mut kinds = [
+            Kind::Attempts,
+            Kind::Outcomes,
+            Kind::DeadLetters,
+            Kind::Mark,
+        ];
         kinds.rotate_left(self.writer.turn);
         let (kind, (record, under_way)) = kinds.into_iter().find_map(|kind| {
             let record = match kind {
                 Kind::Attempts => self.attempt_mark(),
                 Kind::Outcomes => self.outcomes(now),
+                Kind::DeadLetters => self.dead_letter(),
                 Kind::Mark => self.mark(now),
             };
             record.map(|record| (kind, record))
@@ -351,26 +383,21 @@ impl PartitionMachine {
             return None;
         }
         let (mut group, mut bytes) = (Vec::new(), 0);
-        while let Some((at, next)) = decided.pop_front() {
-            match next {
-                Decided::Dead(letter) if group.is_empty() => {
-                    let seq = letter.outcome.seq;
-                    return Some((Record::Dead(letter), UnderWay::Outcomes(vec![seq])));
-                }
-                Decided::Outcome(outcome)
-                    if group.len() < self.config.group && bytes < GROUP_BYTES =>
-                {
-                    bytes += estimate(&outcome);
-                    group.push(*outcome);
-                }
-                other => {
-                    decided.push_front((at, other));
-                    break;
-                }
-            }
+        while group.len() < self.config.group
+            && bytes < GROUP_BYTES
+            && let Some((_, outcome)) = decided.pop_front()
+        {
+            bytes += estimate(&outcome);
+            group.push(outcome);
         }
         let seqs = group.iter().map(|outcome: &Outcome| outcome.seq).collect();
         Some((Record::Outcomes(group), UnderWay::Outcomes(seqs)))
+    }
+
+    fn dead_letter(&mut self) -> Option<(Record, UnderWay)> {
+        let letter = self.writer.dead.pop_front()?;
+        let seq = letter.outcome.seq;
+        Some((Record::Dead(letter), UnderWay::DeadLetter(seq)))
     }
 
     fn mark(&mut self, now: Now) -> Option<(Record, UnderWay)> {
@@ -438,8 +465,23 @@ impl PartitionMachine {
             last_taken: self.last_taken,
             purge,
             parked: self.parked.version(),
+            doubtful: match self.writer.is_crowded() {
+                true => self.doubtful(now),
+                false => Vec::new(),
+            },
         };
         Some((Record::Mark(Box::new(mark)), under_way))
+    }
+
+    /// Orders that may be at their merchant and wait for another attempt: for so long that any older
+    /// one with the same id has ended for them.
+    fn doubtful(&self, now: Now) -> Vec<Seq> {
+        let tried = self.attempted.range(..=self.ledger.seen());
+        let doubtful = tried.filter(|(seq, count)| {
+            let old = count.first.saturating_add(UNLISTED_AFTER_MS) <= now.wall;
+            old && count.ambiguous && !self.window.contains_key(seq)
+        });
+        doubtful.map(|(seq, _)| *seq).collect()
     }
 
     fn to_mark(&self) -> (Seq, Seq, u64) {
@@ -494,19 +536,10 @@ impl PartitionMachine {
         let (_, under_way) = self.writer.under_way.take()?;
         self.writer.covers = self.writer.covers.max(seq);
         Some(match under_way {
-            UnderWay::Outcomes(seqs) => {
-                let full = self.writer.unacknowledged >= self.config.unconfirmed;
-                for seq in seqs {
-                    self.on_finished(seq, directory, now);
-                }
-                if full && self.writer.unacknowledged < self.config.unconfirmed {
-                    self.wake_all(directory, now);
-                }
-                self.end_more(directory, now);
-                Acked::Outcomes
-            }
+            UnderWay::Outcomes(seqs) => self.on_decided(&seqs, directory, now),
+            UnderWay::DeadLetter(seq) => self.on_decided(&[seq], directory, now),
             UnderWay::Attempts(seqs) => {
-                self.launch_marked(&seqs, now);
+                self.launch_marked(&seqs, directory, now);
                 Acked::Attempts
             }
             UnderWay::Mark {
@@ -514,7 +547,11 @@ impl PartitionMachine {
                 last_taken,
                 purge,
                 parked,
+                mut doubtful,
             } => {
+                // What was started again since is listed for that.
+                doubtful.retain(|seq| !self.window.contains_key(seq));
+                self.writer.unlist_doubtful(&doubtful);
                 self.parked.saved(parked);
                 if let Some((merchant, below)) = purge {
                     self.commands
@@ -527,6 +564,18 @@ impl PartitionMachine {
                 }
             }
         })
+    }
+
+    fn on_decided(&mut self, seqs: &[Seq], directory: &dyn Directory, now: Now) -> Acked {
+        let full = self.writer.unacknowledged >= self.config.unconfirmed;
+        for seq in seqs {
+            self.on_finished(*seq, directory, now);
+        }
+        if full && self.writer.unacknowledged < self.config.unconfirmed {
+            self.wake_all(directory, now);
+        }
+        self.end_more(directory, now);
+        Acked::Outcomes
     }
 
     fn on_finished(&mut self, seq: Seq, directory: &dyn Directory, now: Now) {
@@ -554,9 +603,15 @@ impl PartitionMachine {
                 attempts.counter += 1;
             }
         }
+        let mut goes_on = false;
         if let Some(backlog) = self.backlogs.get_mut(&merchant) {
             backlog.finishing = backlog.finishing.saturating_sub(1);
             backlog.finished_since_purge += 1;
+            if matches!(kind, OutcomeKind::DeadLettered(_)) {
+                let enough = backlog.ends_enough();
+                backlog.dead = backlog.dead.saturating_sub(1);
+                goes_on = enough && !backlog.ends_enough();
+            }
         }
         self.parked_finished(&merchant, seq, directory, now);
         if in_store {
@@ -565,6 +620,9 @@ impl PartitionMachine {
                 seq,
             });
             self.after_key(&merchant, key, directory, now);
+        }
+        if goes_on {
+            self.refill(&merchant, directory, now);
         }
     }
 }

@@ -171,3 +171,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn who_leaves_the_queue_gives_back_what_it_had() {
+    let mut scopes = Scopes::default();
+    let (narrow, wide) = (ScopeId(1), ScopeId(2));
+    scopes.put(narrow, limits("", 1, Some(1)), 0);
+    scopes.put(wide, limits("", 1, Some(1)), 0);
+    scopes.lease(narrow, whole(1), u64::MAX, 0);
+    scopes.lease(wide, whole(1), u64::MAX, 0);
+    let (both, one) = (Needs::of([narrow, wide]), Needs::of([narrow]));
+    assert!(scopes.take(Needs::of([wide]), 0));
+    let first = scopes.enqueue(both, 0);
+    let second = scopes.enqueue(one, 0);
+    // The first keeps its place in the narrow one while it waits for the other.
+    let granted = scopes.dispatch(0);
+    scopes.leave(first, 0);
+    let granted = [granted, scopes.dispatch(0)].concat();
+    assert_eq!(granted, [second]);
+    assert_eq!(scopes.waiting(), 0);
+    scopes.leave(first, 0);
+    let status = scopes.status(narrow, 0).unwrap();
+    assert_eq!((status.in_use, status.waiting), (1, 0));
+}

@@ -274,7 +274,7 @@ impl Shadow {
         self.judge_order(launching, decided);
         self.judge_holds(launching);
         self.judge_limits(launching);
-        if gives_up(merchant, order).is_some_and(|end| end <= begun.at.wall) {
+        if gives_up(merchant, order).is_some_and(|end| end <= now.wall) {
             broken!("ORD-1", "order {seq} is sent after it gave up");
         }
         let early = envelope

@@ -33,6 +33,7 @@ fn asked(server: &Server) -> Merchant {
     merchant.adapter.idempotency = Idempotency::Lookup;
     merchant.adapter.lookup = Some(Box::new(Lookup {
         url: format!("{}/{{id}}", server.url()),
+        after: None,
         rules: Vec::new(),
     }));
     merchant

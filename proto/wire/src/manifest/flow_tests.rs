@@ -317,9 +317,14 @@ class = "retry"
         assert!(read("m.toml", &text).is_err(), "{bad}");
     }
     let good = one(&adapter(
-        "idempotency = \"lookup\"\nlookup.url = \"http://a?q={id}\"",
+        "timeout = \"9s\"\nidempotency = \"lookup\"\nlookup.url = \"http://a?q={id}\"",
     ));
+    assert_eq!(good.adapter.settles_after(), Duration::from_secs(9));
     assert_eq!(good.adapter.lookup.unwrap().url, "http://a?q={id}");
+    let soon = one(&adapter(
+        "idempotency = \"lookup\"\nlookup = { url = \"http://a?q={id}\", after = \"200ms\" }",
+    ));
+    assert_eq!(soon.adapter.settles_after(), Duration::from_millis(200));
 }
 
 #[test]

@@ -43,13 +43,17 @@ fn idempotencies() -> impl Strategy<Value = Idempotency> {
 }
 
 prop_compose! {
-    fn lookups()(path in "[a-z/?=]{0,10}", found in vec((rules(), any::<bool>()), 0..3)) -> Lookup {
+    fn lookups()(
+        path in "[a-z/?=]{0,10}",
+        after in of(durations(0, 3_600_000)),
+        found in vec((rules(), any::<bool>()), 0..3),
+    ) -> Lookup {
         let rule = |(rule, found): (ClassifyRule, bool)| LookupRule {
             when: rule.when,
             verdict: if found { LookupVerdict::Found } else { LookupVerdict::Absent },
         };
         let url = format!("https://a.example/{path}{{id}}?x=1");
-        Lookup { url, rules: found.into_iter().map(rule).collect() }
+        Lookup { url, after, rules: found.into_iter().map(rule).collect() }
     }
 }
 

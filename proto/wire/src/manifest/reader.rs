@@ -23,7 +23,7 @@ pub(super) const ADAPTER: &[&str] = &[
     "classify",
 ];
 pub(super) const CLASSIFY: &[&str] = &["status", "header", "json", "class"];
-pub(super) const LOOKUP: &[&str] = &["url", "rules"];
+pub(super) const LOOKUP: &[&str] = &["url", "after", "rules"];
 pub(super) const LOOKUP_RULE: &[&str] = &["status", "header", "json", "verdict"];
 pub(super) const LIMITS: &[&str] = &[
     "rate",

@@ -1,5 +1,7 @@
 //! What a merchant's answers mean: `classify` and `lookup`.
 
+use std::time::Duration;
+
 use expediter_types::{AttemptClass, ClassifyRule, Lookup, LookupRule, LookupVerdict, Predicate};
 
 use super::document::{Node, Value};
@@ -34,6 +36,8 @@ pub(super) fn lookup(reader: &mut Reader<'_>, adapter: &Fields<'_, '_>) -> Optio
     let fields = reader.section(adapter, "lookup", LOOKUP)?;
     reader.missing(&fields, "url", "the address that is asked, with {id} in it");
     let url = reader.parsed(&fields, "url", lookup_url);
+    let hour = Duration::from_secs(3_600);
+    let after = reader.duration(&fields, "after", (Duration::ZERO, hour));
     let tables = reader.tables(&fields, "rules", MAX_RULES, LOOKUP_RULE);
     let rules = tables.iter().filter_map(|fields| {
         reader.missing(fields, "verdict", "found or absent");
@@ -42,7 +46,7 @@ pub(super) fn lookup(reader: &mut Reader<'_>, adapter: &Fields<'_, '_>) -> Optio
         verdict.map(|verdict| LookupRule { when, verdict })
     });
     let rules = rules.collect();
-    url.map(|url| Lookup { url, rules })
+    url.map(|url| Lookup { url, after, rules })
 }
 
 fn lookup_url(text: &str) -> Result<String, String> {

@@ -119,6 +119,8 @@ struct AdapterOut<'a> {
 #[derive(Serialize)]
 struct LookupOut<'a> {
     url: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     rules: Vec<RuleOut>,
 }
@@ -257,6 +259,7 @@ impl<'a> From<&'a Lookup> for LookupOut<'a> {
     fn from(from: &'a Lookup) -> Self {
         Self {
             url: &from.url,
+            after: from.after.map(format_duration),
             rules: from.rules.iter().map(RuleOut::from).collect(),
         }
     }

@@ -48,7 +48,7 @@ async fn a_cluster_that_is_well() -> Result<()> {
         "8 streams as nodes make them",
         "first is ready",
         "second is ready",
-        "ahead of the broker",
+        "nodes.clock",
         "all 4 partitions run",
         "1 merchant, none with a problem",
         "50 sequences",
@@ -61,6 +61,10 @@ async fn a_cluster_that_is_well() -> Result<()> {
     let warnings = warnings.iter().filter(|finding| finding["level"] != "ok");
     let checks: Vec<_> = warnings.map(|finding| finding["check"].clone()).collect();
     ensure!(checks == ["streams.replicas"], "{checks:?}");
+    run(&world, &["doctor", "--monitor", "nats-1:8222"])
+        .await?
+        .exits(USAGE)?
+        .tells(&["--monitor", "http://127.0.0.1:8222"])?;
     run(&world, &["doctor", "--since", "1h"])
         .await?
         .exits(USAGE)?

@@ -92,6 +92,7 @@ async fn what_a_look_up_finds_counts_as_delivered() -> Result<()> {
     let mut asked = merchant(&world, "asked", Idempotency::Lookup);
     asked.adapter.lookup = Some(Box::new(Lookup {
         url: format!("{}/{{id}}", asked.adapter.url),
+        after: Some(Duration::from_millis(200)),
         rules: Vec::new(),
     }));
     world.register(&asked).await?;

@@ -53,9 +53,11 @@ impl Owner {
                 merchant,
                 order,
                 number,
+                gives_up,
                 look_first,
             } => {
-                self.launch(merchant, order, number, look_first, node, env);
+                let ways = (gives_up, look_first);
+                self.launch(merchant, order, number, ways, node, env);
             }
             Command::CloseScope { .. } => {}
             Command::Load(load) => node.store.push(Job::Load {
@@ -118,7 +120,7 @@ impl Owner {
         merchant: Arc<Merchant>,
         order: Arc<Order>,
         number: u32,
-        look_first: bool,
+        (gives_up, look_first): (expediter_types::UnixMillis, bool),
         node: &mut Node<'_>,
         env: &mut Env,
     ) {
@@ -148,6 +150,9 @@ impl Owner {
         };
         if env.plant == Some(Plant::AnswerEarly) && env.rng.chance(20) {
             return say(AttemptClass::Delivered);
+        }
+        if now.wall >= gives_up {
+            return say(AttemptClass::Local);
         }
         if !node.fresh && env.plant != Some(Plant::IgnoreLease) {
             return say(AttemptClass::Local);

@@ -118,7 +118,8 @@ fn ready(node: &Node) -> Finding {
 
 fn clock(node: &Node) -> Option<Finding> {
     let ahead = node.clock_ahead_ms?;
-    let text = format!("{} is {ahead} ms ahead of the broker", node.node);
+    let side = if ahead < 0 { "behind" } else { "ahead of" };
+    let text = format!("{} is {} ms {side} the broker", node.node, ahead.abs());
     Some(match ahead.abs() {
         skew if skew > SKEW_MS => Finding::wrong(
             "nodes.clock",

@@ -37,7 +37,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Monitoring address of a NATS server, such as http://127.0.0.1:8222; can be repeated
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_parser = monitor, value_name = "URL")]
     monitor: Vec<String>,
     /// Account for every sequence of ORDERS
     #[arg(long)]
@@ -48,6 +48,13 @@ pub(crate) struct Args {
     /// Fail for warnings, too
     #[arg(long)]
     strict: bool,
+}
+
+fn monitor(text: &str) -> Result<String, String> {
+    match reqwest::Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(text.to_owned()),
+        _ => Err("is no address such as http://127.0.0.1:8222".to_owned()),
+    }
 }
 
 /// How bad it is.

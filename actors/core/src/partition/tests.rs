@@ -1,0 +1,299 @@
+use std::time::Duration;
+
+use expediter_types::{
+    DeadReason, Envelope, HoldState, Idempotency, Incarnation, LimitScope, Lookup, Origin, Priority,
+};
+
+use super::merchants::Report;
+use super::*;
+use crate::merchant::{Accepting, Wait};
+use crate::{IntakeSource, LogMessage};
+
+/// The first owner of all, from that time on.
+pub(super) fn machine(wall: UnixMillis) -> PartitionMachine {
+    let incarnation = Incarnation {
+        created: 1,
+        counter: 1,
+    };
+    let recovered = Recovered {
+        paused: false,
+        stamp: Stamp {
+            token: 7,
+            incarnation,
+        },
+        replaced: None,
+        cut: 0,
+        replaced_epoch: 0,
+        outcomes_lost: false,
+        low_water: 0,
+        finished: Default::default(),
+        covers: 7,
+        repeats_from: 0,
+        repeats: Vec::new(),
+        attempts: Vec::new(),
+        closed: Vec::new(),
+        unknown_since: Vec::new(),
+        parked: Vec::new(),
+        spent: Vec::new(),
+        unknown: Vec::new(),
+        marked_at: 0,
+        marked_last: false,
+        in_flight: Vec::new(),
+        running: Vec::new(),
+        busy_until: 0,
+    };
+    let stored = StoredPartition::default();
+    PartitionMachine::start(
+        Partition(3),
+        recovered,
+        stored,
+        PartitionConfig::default(),
+        Now { mono: 0, wall },
+    )
+}
+
+pub(super) fn order(merchant: &str, seq: Seq) -> Arc<Order> {
+    created(merchant, seq, 0)
+}
+
+fn created(merchant: &str, seq: Seq, created: UnixMillis) -> Arc<Order> {
+    Arc::new(Order {
+        seq,
+        envelope: Envelope {
+            id: OrderId::new(&format!("o{seq}")).unwrap(),
+            merchant: MerchantId::new(merchant).unwrap(),
+            generation: 1,
+            created,
+            deadline: None,
+            not_before: None,
+            key: None,
+            priority: Priority::Normal,
+            event_type: None,
+            source: None,
+            time: None,
+            content_type: None,
+            traceparent: None,
+            test: false,
+            origin: None::<Origin>,
+        },
+        payload: bytes::Bytes::from_static(b"{}"),
+        payload_hash: seq,
+    })
+}
+
+pub(super) fn letter() -> OutcomeKind {
+    OutcomeKind::DeadLettered(DeadReason::BacklogFull)
+}
+
+/// Nobody is registered.
+pub(super) struct Nobody;
+
+impl Directory for Nobody {
+    fn merchant(&self, _: &MerchantId) -> Option<Arc<Merchant>> {
+        None
+    }
+}
+
+/// One merchant, perhaps held.
+struct One(Arc<Merchant>, Option<Hold>);
+
+impl One {
+    fn of(change: impl FnOnce(&mut Merchant)) -> Self {
+        let id = MerchantId::new("luigis").unwrap();
+        let mut merchant = Merchant::to(id, "http://merchant.example/");
+        change(&mut merchant);
+        Self(Arc::new(merchant), None)
+    }
+
+    fn held(self) -> Self {
+        let hold = Hold {
+            state: HoldState::Paused,
+            scope: LimitScope::Merchant,
+            reason: "a test".into(),
+            actor: "ann".into(),
+            at: 1,
+        };
+        Self(self.0, Some(hold))
+    }
+}
+
+impl Directory for One {
+    fn merchant(&self, id: &MerchantId) -> Option<Arc<Merchant>> {
+        (*id == self.0.id).then(|| Arc::clone(&self.0))
+    }
+
+    fn hold(&self, _: &Merchant) -> Option<Hold> {
+        self.1.clone()
+    }
+}
+
+impl PartitionMachine {
+    pub(super) fn conclude_for_test(&mut self, order: Arc<Order>, kind: OutcomeKind, now: Now) {
+        self.ledger.take(order.seq);
+        let stored = Stored {
+            deadline: u64::MAX,
+            state: crate::OrderState::default(),
+            order,
+        };
+        self.conclude(stored, false, kind, writer::Why::default(), now);
+    }
+
+    fn read(&mut self, order: Arc<Order>, directory: &dyn Directory, now: Now) {
+        let message = LogMessage {
+            seq: order.seq,
+            at: order.envelope.created,
+            order: Ok(order),
+        };
+        self.on_log(IntakeSource::Main, vec![message], None, directory, now);
+    }
+
+    fn ended(&mut self) -> usize {
+        let dead = |command: &Command| matches!(command, Command::Event(Event::DeadLettered { .. }));
+        self.take_commands().filter(dead).count()
+    }
+
+    fn started(&mut self, seq: Seq, now: Now, directory: &dyn Directory) {
+        let merchant = self.window[&seq].stored.order.envelope.merchant.clone();
+        let report = Report {
+            incarnation: self.backlogs[&merchant].incarnation,
+            merchant,
+            starts: vec![(seq, 1)],
+            effects: Vec::new(),
+            accepting: Accepting::Open,
+            waits: Wait::Nothing,
+        };
+        self.on_report(report, directory, now);
+    }
+}
+
+fn at(millis: u64) -> Now {
+    Now {
+        mono: millis * 1_000,
+        wall: millis,
+    }
+}
+
+#[test]
+fn a_quota_counts_when_an_order_comes_in_and_not_when_it_is_read_again() {
+    let one = One::of(|merchant| merchant.limits.backlog = Some(2)).held();
+    let mut machine = machine(10_000);
+    let now = at(11_000);
+    // A former owner had taken them.
+    for seq in 1..=5 {
+        machine.read(created("luigis", seq, 9_000), &one, now);
+    }
+    assert_eq!(machine.ended(), 0);
+    machine.read(created("luigis", 6, 10_500), &one, now);
+    assert_eq!(machine.ended(), 1, "it came when there was no place");
+}
+
+#[test]
+fn a_flood_above_a_quota_makes_so_many_dead_letters_at_once_and_no_more() {
+    let one = One::of(|merchant| merchant.limits.backlog = Some(1)).held();
+    let mut machine = machine(0);
+    for seq in 1..=3_000 {
+        machine.read(created("luigis", seq, 1), &one, at(2));
+    }
+    assert_eq!(machine.ended(), 1_000);
+    assert!(machine.unconfirmed() <= 1_000, "others start");
+}
+
+#[test]
+fn nothing_leaves_for_an_order_that_gave_up_while_its_attempt_was_listed() {
+    let one = One::of(|merchant| {
+        merchant.adapter.idempotency = Idempotency::None;
+        merchant.retry.deadline = Duration::from_secs(10);
+    });
+    let mut machine = machine(0);
+    let launches = |machine: &mut PartitionMachine| {
+        let commands = machine.take_commands();
+        commands.filter(|c| matches!(c, Command::Launch { .. })).count()
+    };
+    for (seq, acked, expected) in [(1, 8_000, 1), (2, 9_500, 0)] {
+        machine.read(created("luigis", seq, 0), &one, at(1));
+        machine.started(seq, at(2), &one);
+        let (number, _) = machine.next_record(at(3)).expect("an attempt mark");
+        machine.on_acked(number, number, &one, at(acked));
+        assert_eq!(launches(&mut machine), expected, "acknowledged at {acked} ms");
+    }
+}
+
+#[test]
+fn a_limit_that_is_shared_closes_also_when_nobody_runs_the_merchant() {
+    let one = One::of(|merchant| merchant.adapter.rate_limit_scope = LimitScope::Group);
+    let mut machine = machine(0);
+    machine.read(created("luigis", 1, 0), &one, at(1));
+    machine.started(1, at(2), &one);
+    let (number, _) = machine.next_record(at(3)).expect("an attempt mark");
+    machine.on_acked(number, number, &one, at(4));
+    let id = one.0.id.clone();
+    if let Some(backlog) = machine.backlogs.get_mut(&id) {
+        backlog.active = None;
+    }
+    let answer = expediter_types::Answer {
+        class: expediter_types::AttemptClass::RateLimited,
+        status: Some(429),
+        retry_after: Some(Duration::from_secs(5)),
+        absent: false,
+        detail: String::new(),
+        excerpt: bytes::Bytes::new(),
+        took: Duration::ZERO,
+    };
+    machine.on_answer(1, 1, answer, &one, at(10));
+    let closes = machine.take_commands().find_map(|command| match command {
+        Command::CloseScope { kind, id, until } => Some((kind, id, until)),
+        _ => None,
+    });
+    let expected = (LimitScope::Group, "default".to_owned(), 5_010);
+    assert_eq!(closes, Some(expected));
+}
+
+/// Orders whose time came, however many, take turns with those that never waited.
+#[test]
+fn retries_without_end_leave_room_for_fresh_orders() {
+    let one = One::of(|merchant| merchant.adapter.idempotency = Idempotency::Native);
+    let mut machine = machine(0);
+    let id = one.0.id.clone();
+    let mut backlog = Backlog::new();
+    (backlog.unloaded, backlog.cursor, backlog.tail) = (1_000, 500, 900);
+    backlog.next_due = Some(1);
+    machine.backlogs.insert(id.clone(), backlog);
+    let mut loads = Vec::new();
+    for _ in 0..4 {
+        machine.refill(&id, &one, at(2));
+        for command in machine.take_commands() {
+            if let Command::Load(load) = command {
+                loads.push(matches!(load, Load::Due { .. }));
+            }
+        }
+        machine.end_load(&id);
+        machine.backlog(&id).next_due = Some(1);
+    }
+    assert_eq!(loads, [true, false, true, false]);
+}
+
+/// A merchant is asked about an order only when the attempt before can be over there.
+#[test]
+fn what_a_former_owner_left_in_doubt_is_asked_about_when_it_can_be_over() {
+    let one = One::of(|merchant| {
+        merchant.adapter.idempotency = Idempotency::Lookup;
+        merchant.adapter.lookup = Some(Box::new(Lookup {
+            url: "http://merchant.example/{id}".to_owned(),
+            after: Some(Duration::from_secs(7)),
+            rules: Vec::new(),
+        }));
+    });
+    let mut machine = machine(10_000);
+    machine.inherited.insert(
+        1,
+        AttemptCount {
+            seq: 1,
+            attempts: 1,
+            first: 9_500,
+            ambiguous: true,
+        },
+    );
+    machine.read(created("luigis", 1, 9_000), &one, at(10_100));
+    assert_eq!(machine.backlogs[&one.0.id].next_due, Some(17_000));
+    assert!(machine.window.is_empty());
+}
