@@ -257,6 +257,12 @@ pub struct PartitionMachine {
     /// Orders of the store that a younger one of the same id, which was sent before they were known,
     /// closes.
     superseded: HashMap<Seq, Verdict>,
+    /// Highest sequence that the store had at the start. What it has of a fresh tail above
+    /// [`Ledger::seen`] is not sent before the main reader came there: its ids may not have reached the
+    /// table, and an older order of the same id may stand before it.
+    stored_up_to: Seq,
+    /// Such orders.
+    unread: BTreeMap<Seq, loading::Place>,
     /// What the former owner knew about orders that this store does not have.
     inherited: HashMap<Seq, AttemptCount>,
     /// This owner began then.
@@ -376,6 +382,7 @@ impl PartitionMachine {
             |seq| seq > recovered.low_water && !recovered.finished.contains(seq),
             |id| repeats.find(id),
         );
+        let stored_up_to = open.max().unwrap_or(0);
         let mut machine = Self {
             partition,
             stamp: recovered.stamp,
@@ -390,6 +397,8 @@ impl PartitionMachine {
             doubted,
             attempted: BTreeMap::new(),
             superseded: HashMap::new(),
+            stored_up_to,
+            unread: BTreeMap::new(),
             inherited: if trusted {
                 HashMap::new()
             } else {

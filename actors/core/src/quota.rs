@@ -192,7 +192,10 @@ impl Quotas {
                 let age = signed(now.mono).saturating_sub(some.last()?.last).max(0) / 1_000;
                 let count = some.iter().map(|slice| slice.count).sum();
                 // Whole milliseconds lose some of the last one: rather too late than too early.
-                let at = now.wall.saturating_sub(age.unsigned_abs()).saturating_add(1);
+                let at = now
+                    .wall
+                    .saturating_sub(age.unsigned_abs())
+                    .saturating_add(1);
                 Some((at, count))
             });
             let spent: Vec<(u64, u64)> = spent.collect();

@@ -24,7 +24,16 @@ struct Script {
     slow_from_s: u64,
     #[serde(default)]
     slow_until_s: u64,
+    #[serde(default = "ten")]
+    slow_times: f64,
+    /// Latencies are spread as waits for chance events are, around `latency_ms`.
+    #[serde(default)]
+    erratic: bool,
     band: Band,
+}
+
+fn ten() -> f64 {
+    10.0
 }
 
 #[derive(Debug, Deserialize)]
@@ -42,7 +51,7 @@ impl Script {
         let slow = (self.slow_from_s..self.slow_until_s).contains(&(now / 1_000_000));
         let knee = self.knee.map_or(1.0, |knee| (load / knee).max(1.0));
         let grows = self.twice_at.map_or(1.0, |twice| 1.0 + load / twice);
-        self.latency_ms * knee * grows * if slow { 10.0 } else { 1.0 }
+        self.latency_ms * knee * grows * if slow { self.slow_times } else { 1.0 }
     }
 
     fn best_a_second(&self) -> f64 {
@@ -101,7 +110,11 @@ fn run(script: &Script) -> Seen {
                     random = random
                         .wrapping_mul(6_364_136_223_846_793_005)
                         .wrapping_add(1);
-                    let noise = 0.9 + (random >> 40) as f64 / (1 << 24) as f64 * 0.2;
+                    let uniform = (random >> 40) as f64 / f64::from(1 << 24);
+                    let noise = match script.erratic {
+                        true => -(1.0 - uniform).ln(),
+                        false => 0.9 + uniform * 0.2,
+                    };
                     let load = wire.len() + 1;
                     let refused = script.refuses_above.is_some_and(|most| load > most);
                     let fails =
@@ -192,5 +205,5 @@ fn the_limit_ends_up_where_the_merchant_can_bear_it() {
         assert!(used >= least, "{name}: {:.0} % of the best", used * 100.0);
         scripts += 1;
     }
-    assert!(scripts >= 6, "only {scripts} scripts were found");
+    assert!(scripts >= 8, "only {scripts} scripts were found");
 }

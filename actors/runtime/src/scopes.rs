@@ -463,7 +463,10 @@ mod tests {
     }
 
     fn merchant() -> Merchant {
-        Merchant::to(MerchantId::new("luigis").unwrap(), "http://merchant.example/")
+        Merchant::to(
+            MerchantId::new("luigis").unwrap(),
+            "http://merchant.example/",
+        )
     }
 
     /// One slot, all of it on this node.
@@ -539,6 +542,9 @@ mod tests {
         let needs = shared.needs(&merchant());
         drop(place(shared.take(needs, || Box::new(Some))));
         let status = shared.status(&merchant());
-        assert!(matches!(status[0].held, Some(Held::Closed(_))), "{status:?}");
+        assert!(
+            matches!(status[0].held, Some(Held::Closed(_))),
+            "{status:?}"
+        );
     }
 }

@@ -325,7 +325,9 @@ impl Adapter {
     #[must_use]
     pub fn settles_after(&self) -> Duration {
         let lookup = self.lookup.as_ref();
-        lookup.and_then(|lookup| lookup.after).unwrap_or(self.timeout)
+        lookup
+            .and_then(|lookup| lookup.after)
+            .unwrap_or(self.timeout)
     }
 
     /// All defaults, for that URL.

@@ -1,9 +1,10 @@
 //! Adaptive concurrency: additive increase, multiplicative decrease.
 //!
 //! Answers are judged in rounds of about one round trip of all that is in flight. A round that is
-//! clearly slower than the best, or an error in it, decreases the limit, once a round; a quick one
-//! that used the limit up raises it by one. Now and then a short round at the minimum finds out what
-//! the best is: what is only ever measured under load grows with the load, and hides it.
+//! slower than the best, by more than chance explains, or an error in it, decreases the limit, once a
+//! round; a quick one that used the limit up raises it by one. What a round at the minimum takes is
+//! no sign of load: it is the best, and now and then a short one finds out whether that is still so.
+//! What is only ever measured under load grows with the load, and hides it.
 
 use std::time::Duration;
 
@@ -15,8 +16,14 @@ const SLOW: f64 = 1.5;
 const DECREASE: f64 = 0.6;
 /// Answers in a round, at least: a single one says little.
 const ROUND: u32 = 5;
-/// Answers in the round that seeks the best.
+/// Answers in the round that seeks the best, of a merchant that always takes as long; and at most,
+/// of an erratic one.
 const SEEKING_ROUND: u32 = 3;
+const LONG_ROUND: u32 = 12;
+/// A mean is known well enough when its standard error is such a part of it.
+const SURE: f64 = 0.2;
+/// So many standard errors are no chance.
+const CHANCE: f64 = 3.0;
 /// Rounds until the best is sought anew; some 2 % of the throughput.
 const ROUNDS: u32 = 200;
 
@@ -28,12 +35,14 @@ pub(super) struct Adaptive {
     /// Answers to attempts that began before say nothing about this limit.
     since: u64,
     answers: u32,
-    /// Of `answers`, in seconds.
+    /// Of `answers`, in seconds; and the sum of the squares.
     took: f64,
+    squares: f64,
     /// The limit was used up in this round.
     reached: bool,
-    /// Mean of the best round, in seconds.
+    /// Mean of the best round, in seconds, and its standard error.
     best: f64,
+    best_error: f64,
     rounds: u32,
     /// Seeking the best: where the limit was, and goes back to.
     seeking: Option<f64>,
@@ -49,8 +58,10 @@ impl Adaptive {
             since: 0,
             answers: 0,
             took: 0.0,
+            squares: 0.0,
             reached: false,
             best: f64::INFINITY,
+            best_error: 0.0,
             rounds: 0,
             seeking: None,
         }
@@ -89,23 +100,35 @@ impl Adaptive {
         if self.is_old(took, now) {
             return;
         }
+        let took = took.as_secs_f64();
         self.answers += 1;
-        self.took += took.as_secs_f64();
-        let round = match self.seeking {
+        self.took += took;
+        self.squares += took * took;
+        let at_least = match self.seeking {
             Some(_) => SEEKING_ROUND,
             None => ROUND.max(self.limit as u32),
         };
-        if self.answers < round {
+        if self.answers < at_least {
             return;
         }
-        let mean = self.took / f64::from(self.answers);
+        let count = f64::from(self.answers);
+        let mean = self.took / count;
+        let variance = (self.squares / count - mean * mean).max(0.0) / (count - 1.0);
+        let error = variance.sqrt();
+        let at_minimum = self.limit <= f64::from(low);
+        if at_minimum && error > SURE * mean && self.answers < LONG_ROUND {
+            return;
+        }
         if let Some(limit) = self.seeking.take() {
-            (self.best, self.rounds) = (mean, 0);
+            (self.best, self.best_error, self.rounds) = (mean, error, 0);
             return self.set(limit, now);
         }
-        self.best = self.best.min(mean);
         self.rounds += 1;
-        if mean > self.best * SLOW {
+        let beyond_chance = |than: f64, its: f64| than > CHANCE * error.hypot(its);
+        if at_minimum || beyond_chance(self.best - mean, self.best_error) {
+            (self.best, self.best_error) = (mean, error);
+        }
+        if beyond_chance(mean - self.best * SLOW, self.best_error * SLOW) {
             self.decrease(now);
         } else if self.reached {
             self.limit = (self.limit + 1.0).min(f64::from(high));
@@ -143,7 +166,8 @@ impl Adaptive {
     }
 
     fn begin_round(&mut self) {
-        (self.answers, self.took, self.reached) = (0, 0.0, false);
+        (self.answers, self.took, self.squares) = (0, 0.0, 0.0);
+        self.reached = false;
     }
 }
 

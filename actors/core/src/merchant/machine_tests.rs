@@ -159,10 +159,13 @@ fn a_look_up_waits_until_the_attempt_before_can_be_over() {
     let mut machine = machine(spec, 1);
     let started = start(&mut machine, at(1)).expect("a start");
     end(&mut machine, started, AttemptClass::Ambiguous, at(2));
-    let due = machine.take_effects().into_iter().find_map(|effect| match effect {
-        Effect::Defer { due, .. } => Some(due),
-        _ => None,
-    });
+    let due = machine
+        .take_effects()
+        .into_iter()
+        .find_map(|effect| match effect {
+            Effect::Defer { due, .. } => Some(due),
+            _ => None,
+        });
     assert_eq!(due, Some(at(2).wall + 30_000), "the timeout by default");
 }
 

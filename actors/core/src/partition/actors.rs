@@ -137,6 +137,8 @@ impl PartitionMachine {
         backlog.quarantined = false;
         backlog.panics.clear();
         if backlog.closure.take().is_some() {
+            // A successor must not close it again from an older mark.
+            self.writer.hurry_mark();
             self.event(Event::Opened {
                 merchant: merchant.clone(),
             });

@@ -27,6 +27,7 @@ impl PartitionMachine {
                 || self.window.contains_key(&seq)
                 || self.finishing.contains_key(&seq)
                 || !self.ledger.is_open(seq)
+                || self.is_unread(seq)
             {
                 continue;
             }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use expediter_types::{
-    AttemptCount, DeadReason, Envelope, Idempotency, Merchant, MerchantId, Now, OrderId, Origin, OutcomeKind,
-    Seq, UnixMillis,
+    AttemptCount, DeadReason, Envelope, Idempotency, Merchant, MerchantId, Now, OrderId, Origin,
+    OutcomeKind, Seq, UnixMillis,
 };
 
 use super::backlog::Backlog;
@@ -30,7 +30,7 @@ impl PartitionMachine {
         for message in messages {
             if source == IntakeSource::FreshTail
                 && let Ok(order) = &message.order
-                && (Self::is_ordered(directory, &order.envelope.merchant)
+                && (self.is_ordered(directory, &order.envelope.merchant)
                     || message.seq <= self.ledger.seen())
             {
                 // The main reader brings it when everything older is known.
@@ -60,6 +60,7 @@ impl PartitionMachine {
         if let Some(seq) = pending_none_below.filter(|_| source == IntakeSource::Main) {
             self.ledger.pass(seq);
         }
+        self.look_at_unread(directory, now);
         if taken > 0 {
             self.event(Event::Taken(taken));
         }
@@ -136,7 +137,7 @@ impl PartitionMachine {
         let id = envelope.merchant.clone();
         let seq = order.seq;
         let verdict = self.repeats.check(repeat_of(&order));
-        let merchant = directory.merchant(&id);
+        let merchant = self.manifest(&id, directory);
         let mut state = OrderState {
             due: envelope.not_before,
             ..OrderState::default()
@@ -175,8 +176,7 @@ impl PartitionMachine {
             return self.conclude(stored, false, kind, Why::from(why), now);
         }
         // A former generation, or a former owner's attempt, may have arrived and be at work still.
-        let again =
-            republished || stored.state.ambiguous || stored.order.envelope.generation > 1;
+        let again = republished || stored.state.ambiguous || stored.order.envelope.generation > 1;
         if again && merchant.adapter.idempotency == Idempotency::Lookup {
             self.look_later(&mut stored, &merchant, now);
         }

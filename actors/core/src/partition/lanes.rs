@@ -135,7 +135,9 @@ mod tests {
         for _ in 0..42 {
             let (taken, normal) = one.take(1, true);
             places[1] += normal;
-            taken.iter().for_each(|seq| places[if *seq < 100 { 0 } else { 2 }] += 1);
+            taken
+                .iter()
+                .for_each(|seq| places[if *seq < 100 { 0 } else { 2 }] += 1);
         }
         assert_eq!(places, [32, 8, 2]);
 

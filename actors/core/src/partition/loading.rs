@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
-use expediter_types::{DeadReason, MerchantId, Now, Ordering, OutcomeKind, Seq};
+use expediter_types::{
+    DeadReason, MerchantId, Now, Ordering, OutcomeKind, Priority, Seq, UnixMillis,
+};
 
 use super::backlog::{Backlog, Load, Loaded};
 use super::writer::Why;
@@ -18,6 +20,7 @@ impl PartitionMachine {
         let ledger_seen = self.ledger.seen();
         let unconfirmed = self.writer.unconfirmed() >= self.config.unconfirmed;
         let enough = self.ends_enough();
+        let manifest = self.manifest(id, directory);
         let Some(backlog) = self.backlogs.get_mut(id) else {
             return;
         };
@@ -41,7 +44,7 @@ impl PartitionMachine {
         if keeps || self.draining || self.paused || unconfirmed {
             return;
         }
-        let Some(merchant) = directory.merchant(id) else {
+        let Some(merchant) = manifest else {
             self.unknown_since.entry(id.clone()).or_insert(now.wall);
             return;
         };
@@ -204,8 +207,8 @@ impl PartitionMachine {
                 let Some((lowered, stale)) = self.end_load(&merchant) else {
                     return;
                 };
-                let changed = directory
-                    .merchant(&merchant)
+                let changed = self
+                    .manifest(&merchant, directory)
                     .is_some_and(|manifest| Self::gate(&manifest) != gate);
                 let orders = due.orders.iter().map(|stored| stored.order.seq);
                 let early = changed
@@ -232,7 +235,7 @@ impl PartitionMachine {
                     return;
                 };
                 // Keys mean nothing any more when the ordering changed: all is looked at again then.
-                let manifest = directory.merchant(&merchant);
+                let manifest = self.manifest(&merchant, directory);
                 let by_key = manifest.is_some_and(|m| Self::gate(&m) == Gate::HeadOfKey);
                 if let Some(stored) = stored.filter(|_| by_key) {
                     let seq = stored.order.seq;
@@ -289,11 +292,11 @@ impl PartitionMachine {
         directory: &dyn Directory,
         now: Now,
     ) {
+        let manifest = self.manifest(merchant, directory);
         let Some(backlog) = self.backlogs.get_mut(merchant) else {
             return;
         };
         let last = ready.orders.last().map_or(0, |stored| stored.order.seq);
-        let manifest = directory.merchant(merchant);
         let changed = manifest.is_some_and(|manifest| Self::gate(&manifest) != gate);
         if changed || (gate != Gate::Ready && last > lowered) {
             // An older order of the same key may have come back to the store meanwhile.
@@ -320,7 +323,7 @@ impl PartitionMachine {
                 let full = self
                     .backlogs
                     .get(merchant)
-                    .zip(directory.merchant(merchant));
+                    .zip(self.manifest(merchant, directory));
                 if full.is_some_and(|(backlog, spec)| backlog.room(&spec) == 0) {
                     stopped_at = Some((seq, None));
                     break;
@@ -364,7 +367,7 @@ impl PartitionMachine {
         if orders.is_empty() {
             return;
         }
-        let manifest = directory.merchant(merchant);
+        let manifest = self.manifest(merchant, directory);
         if manifest.is_none_or(|manifest| Self::gate(&manifest) == gate) {
             for stored in orders {
                 self.admit(stored, directory, now);
@@ -390,7 +393,7 @@ impl PartitionMachine {
         {
             backlog.accepting = Accepting::Open;
         }
-        let Some(merchant) = directory.merchant(&id) else {
+        let Some(merchant) = self.manifest(&id, directory) else {
             return self.put_back(&stored);
         };
         let seen = self.ledger.seen();
@@ -403,6 +406,10 @@ impl PartitionMachine {
             }
             self.gated.insert(id.clone());
             return self.put_back(&stored);
+        }
+        if self.is_unread(seq) {
+            self.unread.insert(seq, Place::of(&stored));
+            return;
         }
         if self.parked.holds(&merchant, &stored.order) {
             // It stays in the store, and is looked for when the one before it is resolved; without
@@ -454,19 +461,64 @@ impl PartitionMachine {
         self.offer(stored, true, &merchant, now);
     }
 
+    /// A former owner stored it from a fresh tail, and the main reader has not come there.
+    pub(super) fn is_unread(&self, seq: Seq) -> bool {
+        seq > self.ledger.seen() && seq <= self.stored_up_to
+    }
+
+    /// The main reader went on: what it came by can be loaded.
+    pub(super) fn look_at_unread(&mut self, directory: &dyn Directory, now: Now) {
+        while let Some(entry) = self.unread.first_entry()
+            && *entry.key() <= self.ledger.seen()
+        {
+            let (seq, place) = entry.remove_entry();
+            if self.ledger.is_open(seq) && !self.finishing.contains_key(&seq) {
+                let merchant = place.merchant.clone();
+                self.put_back_at(seq, place);
+                self.refill(&merchant, directory, now);
+            }
+        }
+    }
+
     /// It stays in the store after all.
     fn put_back(&mut self, stored: &Stored) {
-        let (seq, envelope) = (stored.order.seq, &stored.order.envelope);
-        self.parked
-            .stored(&envelope.merchant, seq, stored.state.due);
-        if let Some(backlog) = self.backlogs.get_mut(&envelope.merchant) {
-            match stored.state.due {
+        self.put_back_at(stored.order.seq, Place::of(stored));
+    }
+
+    fn put_back_at(&mut self, seq: Seq, place: Place) {
+        let Place {
+            merchant,
+            due,
+            priority,
+        } = place;
+        self.parked.stored(&merchant, seq, due);
+        if let Some(backlog) = self.backlogs.get_mut(&merchant) {
+            match due {
                 Some(due) => {
                     backlog.add_timed(seq, due);
-                    self.timers.insert((due, envelope.merchant.clone()));
+                    self.timers.insert((due, merchant));
                 }
-                None => backlog.add_ready(seq, envelope.priority),
+                None => backlog.add_ready(seq, priority),
             }
+        }
+    }
+}
+
+/// What the store is asked by for an order.
+#[derive(Debug)]
+pub(super) struct Place {
+    merchant: MerchantId,
+    due: Option<UnixMillis>,
+    priority: Priority,
+}
+
+impl Place {
+    fn of(stored: &Stored) -> Self {
+        let envelope = &stored.order.envelope;
+        Self {
+            merchant: envelope.merchant.clone(),
+            due: stored.state.due,
+            priority: envelope.priority,
         }
     }
 }

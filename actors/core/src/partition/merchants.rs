@@ -415,10 +415,21 @@ impl PartitionMachine {
         }
     }
 
+    /// The manifest by which a merchant's orders go: its actor's, which hears of another one in its
+    /// turn; `None` for a merchant that is not registered.
+    pub(super) fn manifest(
+        &self,
+        id: &MerchantId,
+        directory: &dyn Directory,
+    ) -> Option<Arc<Merchant>> {
+        let registered = directory.merchant(id)?;
+        let active = self.backlogs.get(id).and_then(|b| b.active.clone());
+        Some(active.unwrap_or(registered))
+    }
+
     /// Whether a merchant keeps its orders' order.
-    pub(super) fn is_ordered(directory: &dyn Directory, merchant: &MerchantId) -> bool {
-        directory
-            .merchant(merchant)
+    pub(super) fn is_ordered(&self, directory: &dyn Directory, merchant: &MerchantId) -> bool {
+        self.manifest(merchant, directory)
             .is_some_and(|merchant| merchant.limits.ordering != Ordering::None)
     }
 

@@ -148,7 +148,8 @@ impl PartitionMachine {
     }
 
     fn ended(&mut self) -> usize {
-        let dead = |command: &Command| matches!(command, Command::Event(Event::DeadLettered { .. }));
+        let dead =
+            |command: &Command| matches!(command, Command::Event(Event::DeadLettered { .. }));
         self.take_commands().filter(dead).count()
     }
 
@@ -207,14 +208,20 @@ fn nothing_leaves_for_an_order_that_gave_up_while_its_attempt_was_listed() {
     let mut machine = machine(0);
     let launches = |machine: &mut PartitionMachine| {
         let commands = machine.take_commands();
-        commands.filter(|c| matches!(c, Command::Launch { .. })).count()
+        commands
+            .filter(|c| matches!(c, Command::Launch { .. }))
+            .count()
     };
     for (seq, acked, expected) in [(1, 8_000, 1), (2, 9_500, 0)] {
         machine.read(created("luigis", seq, 0), &one, at(1));
         machine.started(seq, at(2), &one);
         let (number, _) = machine.next_record(at(3)).expect("an attempt mark");
         machine.on_acked(number, number, &one, at(acked));
-        assert_eq!(launches(&mut machine), expected, "acknowledged at {acked} ms");
+        assert_eq!(
+            launches(&mut machine),
+            expected,
+            "acknowledged at {acked} ms"
+        );
     }
 }
 

@@ -390,7 +390,8 @@ impl Shadow {
             return;
         }
         let key = order.envelope.key.as_ref();
-        for (seq, (parked, resolved)) in &self.parked {
+        // An older one may be in its mailbox when a later one turns out to be in doubt.
+        for (seq, (parked, resolved)) in self.parked.range(..order.seq) {
             let shares = match merchant.limits.ordering {
                 Ordering::Merchant => true,
                 _ => key.is_some() && parked.envelope.key.as_ref() == key,

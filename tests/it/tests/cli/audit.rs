@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::time::Instant;
 
 use super::merchants::{manifest, waiting};
-use super::{FAILED, OK, PATIENCE, command, feed, run};
+use super::{FAILED, NOT_FOUND, OK, PATIENCE, command, feed, run};
 
 const AUDIT: [&str; 2] = ["audit", "--json"];
 
@@ -291,6 +291,12 @@ async fn without_an_owner_the_answer_comes_at_once() -> Result<()> {
         (&["merchant", "show", "luigis"], OK),
         (&["merchant", "explain", "luigis"], FAILED),
         (&["merchant", "delete", "luigis"], FAILED),
+        (
+            &[
+                "order", "resolve", "4711", "-m", "luigis", "--as", "dead", "--reason", "x",
+            ],
+            NOT_FOUND,
+        ),
     ] {
         let begun = Instant::now();
         let ran = run(&world, verb).await?.exits(code)?;
@@ -301,6 +307,15 @@ async fn without_an_owner_the_answer_comes_at_once() -> Result<()> {
             "{:?}",
             begun.elapsed()
         );
+    }
+    // What operators decide about a merchant is kept, and holds from the moment that a node is there.
+    for (decision, code) in [("pause", OK), ("drain", FAILED), ("resume", OK)] {
+        let mut verb = vec!["merchant", decision, "luigis"];
+        if decision != "resume" {
+            verb.extend(["--reason", "x"]);
+        }
+        let ran = run(&world, &verb).await?.exits(code)?;
+        ran.tells(&["in force as soon as one works on them"])?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use expediter_fleet::merchants::Behaviour;
 use expediter_harness::{NewOrder, World};
 use expediter_types::OutcomeKind;
@@ -136,6 +136,60 @@ async fn dead_letters_are_listed_and_sent_again() -> Result<()> {
     let listed = run(&world, &listed).await?.exits(OK)?.objects()?;
     ensure!(listed.len() == 29, "{} replayed", listed.len());
     ensure!(listed[0]["done"]["reason"] == "mended", "{}", listed[0]);
+    node.check(&["order dead-lettered"]).await
+}
+
+/// A whole group, with another deadline and in another turn; and a whole group is discarded.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_s_dead_letters_are_settled_together() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    for (id, group) in [("luigis", "pizza"), ("marios", "pizza"), ("other", "sushi")] {
+        world.fleet.set(id, Behaviour::status(422))?;
+        let mut merchant = world.merchant(id);
+        merchant.group = group.to_owned();
+        world.register(&merchant).await?;
+        let over = NewOrder::to(id).id("over");
+        let over = over.header("Expediter-Deadline", "2s");
+        world.publisher().send(over).await?;
+    }
+    world.settled(SOON).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for id in ["luigis", "marios"] {
+        world.fleet.set(id, Behaviour::fast())?;
+    }
+    let replay = ["deadletter", "replay", "--group", "pizza", "--json"];
+    let replay = [&replay[..], &["--reason", "mended"]].concat();
+    let left = run(&world, &replay).await?.exits(OK)?.object()?;
+    ensure!(left["replayed"] == 0, "{left}");
+    let anew = ["--deadline", "30m", "--priority", "high"];
+    let done = run(&world, &[&replay[..], &anew].concat()).await?;
+    let done = done.exits(OK)?.object()?;
+    ensure!(done["replayed"] == 2, "{done}");
+    world.settled(SOON).await?;
+    for id in ["luigis", "marios"] {
+        let show = ["order", "show", "over", "-m", id, "--json"];
+        let shown = run(&world, &show).await?.exits(OK)?.object()?;
+        ensure!(shown["outcome"] == "delivered", "{shown}");
+        ensure!(shown["generation"] == 2, "{shown}");
+        let seq = shown["seq"].as_u64().context("a sequence")?;
+        let context = async_nats::jetstream::new(world.connection.client().clone());
+        let orders = context.get_stream_no_info("ORDERS").await?;
+        let headers = orders.get_raw_message(seq).await?.headers;
+        let said = |name: &str| headers.get(name).map(|value| value.as_str());
+        ensure!(said("Expediter-Priority") == Some("high"), "{headers:?}");
+        ensure!(said("Expediter-Deadline").is_some(), "{headers:?}");
+    }
+    ensure!(world.fleet.arrivals("other").len() == 1);
+
+    let discard = ["deadletter", "discard", "--group", "sushi", "--reason", "x"];
+    run(&world, &[&discard[..], &["--yes"]].concat())
+        .await?
+        .exits(OK)?
+        .says(&["discarded 1"])?;
+    let listed = ["deadletter", "list", "--json"];
+    let listed = run(&world, &listed).await?.exits(OK)?.objects()?;
+    ensure!(listed.is_empty(), "{listed:?}");
     node.check(&["order dead-lettered"]).await
 }
 

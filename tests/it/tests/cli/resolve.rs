@@ -220,6 +220,51 @@ async fn what_may_have_arrived_is_not_replayed_by_the_way() -> Result<()> {
     node.check(&[]).await
 }
 
+/// A merchant that can be asked is asked before an order goes to it again; one that has forgotten the
+/// key since gets no replay by the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_goes_by_what_the_merchant_can_tell() -> Result<()> {
+    let world = World::start().await?;
+    let node = world.node("node").start().await?;
+    let mut asked = merchant(&world, "asked", Idempotency::Lookup);
+    asked.adapter.lookup = Some(Box::new(Lookup {
+        url: format!("{}/{{id}}", asked.adapter.url),
+        after: Some(Duration::from_millis(200)),
+        rules: Vec::new(),
+    }));
+    let mut forgets = merchant(&world, "forgets", Idempotency::Native);
+    forgets.adapter.idempotency_window = Duration::from_secs(1);
+    for merchant in [&mut asked, &mut forgets] {
+        merchant.retry.max_attempts = 1;
+        world.register(merchant).await?;
+    }
+    // Both may have it: neither answers.
+    world.fleet.set("asked", hangs_once())?;
+    world.fleet.set("forgets", hangs_once())?;
+    let publisher = world.publisher();
+    for id in ["asked", "forgets"] {
+        publisher.send(NewOrder::to(id).id("1")).await?;
+        ends(&world, id, "1", "dead_lettered").await?;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let replay = ["deadletter", "replay", "--json", "--reason", "why"];
+    let all = [&replay[..], &["-m", "asked", "-m", "forgets"]].concat();
+    let done = run(&world, &all).await?.exits(OK)?.object()?;
+    ensure!(done["replayed"] == 1, "{done}");
+    ensure!(
+        done["left_out"].to_string().contains("may have it"),
+        "{done}"
+    );
+    let shown = ends(&world, "asked", "1", "delivered").await?;
+    ensure!(
+        shown["attempts"][0]["class"] == "already_done",
+        "it had the order: {shown}"
+    );
+    ensure!(world.fleet.merchant_stats("asked").arrived == 1);
+    ensure!(world.fleet.merchant_stats("forgets").arrived == 1);
+    node.check(&["order dead-lettered"]).await
+}
+
 /// Another order under the same id does not hide the one that it belongs to.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_that_was_used_twice_names_the_first() -> Result<()> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use expediter_fleet::merchants::Behaviour;
 use expediter_harness::{NodeOptions, NodeProcess, World, eventually};
-use expediter_types::{DeadReason, Idempotency, OutcomeKind};
+use expediter_types::{DeadReason, Idempotency, OutcomeKind, Secret, SecretRef};
 use expediter_wire::notification::{Because, Happened, Notification, decode_notification};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -89,6 +89,12 @@ async fn parked_suspended_and_expired_are_notified() -> Result<()> {
     let mut suspended = world.merchant("suspended");
     suspended.retry.deadline = Duration::from_secs(60);
     world.register(&suspended).await?;
+    let mut misconfigured = world.merchant("misconfigured");
+    let key = SecretRef::Env("NOBODY_SET_THIS".to_owned());
+    let header = ("authorization".to_owned(), Secret::Reference(key));
+    misconfigured.adapter.headers.push(header);
+    misconfigured.retry.deadline = Duration::from_secs(60);
+    world.register(&misconfigured).await?;
     world.fleet.set("parked", Behaviour::status(500))?;
     let mut parked = world.merchant("parked");
     parked.adapter.idempotency = Idempotency::None;
@@ -99,6 +105,7 @@ async fn parked_suspended_and_expired_are_notified() -> Result<()> {
     world.register(&expired).await?;
 
     send(&world, "suspended").await?;
+    send(&world, "misconfigured").await?;
     let orders = world.publish("parked", 20).await?;
     send(&world, "expired").await?;
 
@@ -106,6 +113,7 @@ async fn parked_suspended_and_expired_are_notified() -> Result<()> {
         &receiver,
         &[
             ("suspended", Happened::MerchantSuspended, 1),
+            ("misconfigured", Happened::MerchantSuspended, 1),
             ("parked", Happened::OrderParked, 20),
             ("expired", Happened::OrderExpired, 1),
         ],
@@ -117,6 +125,7 @@ async fn parked_suspended_and_expired_are_notified() -> Result<()> {
             .filter(move |told| told.merchant.as_str() == merchant)
     };
     ensure!(of("suspended").all(|told| told.because == Some(Because::Suspended)));
+    ensure!(of("misconfigured").all(|told| told.because == Some(Because::Misconfigured)));
     ensure!(
         all.iter()
             .all(|told| told.node.as_str() == "node" && told.first <= told.last)
@@ -159,7 +168,7 @@ async fn parked_suspended_and_expired_are_notified() -> Result<()> {
     }
     let code = node.terminate(SOON).await?;
     ensure!(code == 0);
-    node.check(&["closed", "suspended"]).await
+    node.check(&["closed", "suspended", "misconfigured"]).await
 }
 
 /// Nothing listens, then the receiver has a fault, then it works: the same message arrives.
