@@ -227,12 +227,11 @@ pub struct Limits {
 pub struct Retry {
     /// Upper bound of the first wait; 10 ms to 1 h; 500 ms by default.
     pub initial: Duration,
-    /// Upper bound of the waits of the back-off; `initial` to 24 h; 5 min by default. They are longer
-    /// where [`Retry::max_attempts`] would be used up long before the deadline.
+    /// Upper bound of every wait; `initial` to 24 h; 5 min by default.
     pub max: Duration,
     /// 1.0 to 10.0; 2.0 by default.
     pub multiplier: f64,
-    /// 1 to 1,000; 30 by default. They reach to the deadline.
+    /// 1 to 1,000; 1,000 by default: the deadline ends an order, not this.
     pub max_attempts: u32,
     /// From `created`, for orders that bring none; 1 s to 30 d; 24 h by default.
     pub deadline: Duration,
@@ -311,7 +310,7 @@ impl Default for Retry {
             initial: Duration::from_millis(500),
             max: Duration::from_secs(300),
             multiplier: 2.0,
-            max_attempts: 30,
+            max_attempts: 1_000,
             deadline: Duration::from_secs(86_400),
             margin: Duration::from_secs(1),
             budget: 0.2,

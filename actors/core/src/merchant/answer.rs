@@ -139,16 +139,10 @@ impl MerchantMachine {
             }
             _ => now.wall,
         };
-        let left = schedule::Left {
-            attempts: retry.max_attempts.saturating_sub(attempts),
-            since: offer.first_attempt.unwrap_or(now.wall),
-            from: settled,
-            // It must start before the order gives up, however little it takes.
-            to: offer
-                .deadline
-                .saturating_sub(self.pace.estimate(adapter.timeout).max(1)),
-        };
-        let again = schedule::again(retry, attempts, left, now.wall, random);
+        let takes = self.pace.estimate(adapter.timeout);
+        // It must start before the order gives up, however little it takes.
+        let latest = offer.deadline.saturating_sub(takes.max(1));
+        let again = schedule::again(retry, attempts, (settled, latest), now.wall, random);
         let exhausted = attempts >= retry.max_attempts;
         let remembered_until = offer
             .first_attempt

@@ -38,52 +38,25 @@ impl Pace {
     }
 }
 
-/// What an order still has.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Left {
-    /// Attempts; 0 for none.
-    pub(super) attempts: u32,
-    /// The first attempt began then.
-    pub(super) since: UnixMillis,
-    /// Nothing may be sent before.
-    pub(super) from: UnixMillis,
-    /// The last attempt that still ends in time starts no later.
-    pub(super) to: UnixMillis,
-}
-
-/// Full jitter after `attempts` counted ones; but the attempts that are left reach to the end of the
-/// time that is left: each wait is at least three quarters of that in a geometric series which ends
-/// there. When the order would give up before, one last attempt is put in the last quarter of its
-/// time.
+/// Full jitter after `attempts` counted ones, not before `from`, unless no attempt that starts after
+/// `latest` would end in time: then one last attempt in the last quarter of the time that is left.
 pub(super) fn again(
     retry: &Retry,
     attempts: u32,
-    left: Left,
+    (from, latest): (UnixMillis, UnixMillis),
     now: UnixMillis,
     random: u64,
 ) -> Again {
-    let stretched = stretched(left, millis(retry.initial), now);
-    let stretched = stretched - random % (stretched / 4 + 1);
-    let wait = millis(backoff::wait(retry, attempts, random)).max(stretched);
-    let due = now.saturating_add(wait).max(left.from);
-    if due <= left.to {
+    let wait = millis(backoff::wait(retry, attempts, random));
+    let due = now.saturating_add(wait).max(from);
+    if due <= latest {
         Again::At(due)
-    } else if left.to > now.max(left.from) {
-        let spread = (left.to - now.max(left.from)) / 4;
-        Again::At(left.to - random % (spread + 1))
+    } else if latest > from.max(now) {
+        let spread = (latest - from.max(now)) / 4;
+        Again::At(latest - random % (spread + 1))
     } else {
         Again::Never
     }
-}
-
-/// The next wait of a series over `left.attempts` that began with `initial`, in milliseconds.
-fn stretched(left: Left, initial: u64, now: UnixMillis) -> u64 {
-    if left.attempts == 0 || left.to <= now {
-        return 0;
-    }
-    let passed = now.saturating_sub(left.since).max(initial) as f64;
-    let growth = ((left.to - now) as f64 / passed + 1.0).powf(1.0 / f64::from(left.attempts));
-    (passed * (growth - 1.0)) as u64
 }
 
 #[cfg(test)]
@@ -97,40 +70,20 @@ mod tests {
         #[test]
         fn retries_fit_before_the_order_gives_up(
             initial in 10_u64..600_000, attempts in 1_u32..50, left in 0_u64..10_000_000,
-            settled in 0_u64..60_000, more in 0_u32..80, passed in 0_u64..900_000, random: u64,
+            settled in 0_u64..60_000, random: u64,
         ) {
             let retry = Retry { initial: Duration::from_millis(initial), ..Retry::default() };
             let now = 1_700_000_000_000;
             let to = now + left;
             let settled = now + settled;
-            match again(&retry, attempts, Left { attempts: more, since: now - passed, from: settled, to }, now, random) {
+            match again(&retry, attempts, (settled, to), now, random) {
                 Again::At(due) => {
                     prop_assert!(due >= settled && due <= to);
                     let free = now + millis(backoff::wait(&retry, attempts, random));
-                    prop_assert!(due >= free || due >= settled + (to - settled) / 4 * 3);
+                    prop_assert!(due == free.max(settled) || due >= settled + (to - settled) / 4 * 3);
                 }
                 Again::Never => prop_assert!(to <= settled),
             }
-        }
-
-        /// However few attempts there are, they reach to the end, and the first of many are not
-        /// kept waiting for that.
-        #[test]
-        fn attempts_are_spread_over_the_time(count in 2_u32..40, hours in 1_u64..48, seed: u64) {
-            let retry = Retry { max_attempts: count, ..Retry::default() };
-            let to = hours * 3_600_000;
-            let (mut now, mut random) = (0, seed);
-            for attempts in 1..count {
-                let left = Left { attempts: count - attempts, since: 0, from: now, to };
-                let Again::At(due) = again(&retry, attempts, left, now, random) else {
-                    break;
-                };
-                let many = count - attempts >= 20;
-                prop_assert!(!many || due <= now + 600_000.max(now), "{due} after {now}");
-                now = due;
-                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            }
-            prop_assert!(now >= to / 4 * 3, "the last one after {now} of {to} ms");
         }
 
         /// An order that always fails at once is tried near its end, whatever the back-off.
@@ -145,8 +98,7 @@ mod tests {
             let to = 900_000 - takes;
             let (mut now, mut attempts, mut random) = (0, 1, seed);
             let mut last = 0;
-            let left = |attempts, from| Left { attempts: 1_000 - attempts, since: 0, from, to };
-            while let Again::At(due) = again(&retry, attempts, left(attempts, now), now, random) {
+            while let Again::At(due) = again(&retry, attempts, (now, to), now, random) {
                 prop_assert!(due <= to);
                 last = due;
                 now = due.max(now + 1);

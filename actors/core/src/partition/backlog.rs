@@ -258,7 +258,7 @@ impl Backlog {
         }
     }
 
-    fn note_lowered(&mut self, seq: Seq) {
+    pub(super) fn note_lowered(&mut self, seq: Seq) {
         if self.loading {
             self.stale.insert(seq);
             self.lowered = Some(self.lowered.map_or(seq, |low| low.min(seq)));

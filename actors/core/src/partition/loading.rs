@@ -474,6 +474,9 @@ impl PartitionMachine {
             let (seq, place) = entry.remove_entry();
             if self.ledger.is_open(seq) && !self.finishing.contains_key(&seq) {
                 let merchant = place.merchant.clone();
+                if let Some(backlog) = self.backlogs.get_mut(&merchant) {
+                    backlog.note_lowered(seq);
+                }
                 self.put_back_at(seq, place);
                 self.refill(&merchant, directory, now);
             }

@@ -330,7 +330,7 @@ fn differences_are_named_by_key() {
     let expected = [
         change("adapter.rejected", "[409,422]", Some("[400]")),
         change("limits.rate", "20/s", None),
-        change("retry.max_attempts", "30", Some("3")),
+        change("retry.max_attempts", "1000", Some("3")),
     ];
     assert_eq!(diff(&old, &new), expected);
 }
