@@ -76,6 +76,8 @@ pub struct PartitionConfig {
     pub panic_window: u64,
     /// Outcomes that may wait for their acknowledgement before no more attempts start; 10,000.
     pub unconfirmed: usize,
+    /// Payloads of orders in mailboxes, in bytes; above it a merchant has one order there; 32 MiB.
+    pub window_bytes: usize,
     /// The log counts as pinned when the low water is so many sequences behind; 20,000.
     pub pinned: u64,
     /// A merchant's purge is worth its cost (4-5 ms of the broker) from so many finished orders
@@ -96,6 +98,7 @@ impl Default for PartitionConfig {
             panics: 5,
             panic_window: 60_000_000,
             unconfirmed: 10_000,
+            window_bytes: 32 << 20,
             pinned: 20_000,
             purge_worth: 500,
         }
@@ -243,6 +246,8 @@ pub struct PartitionMachine {
     backlogs: HashMap<MerchantId, Backlog>,
     /// Orders that are in a mailbox; the payload and the running attempt are here.
     window: BTreeMap<Seq, Held>,
+    /// Of the payloads there.
+    window_bytes: usize,
     /// Decided, and not acknowledged yet: whether the store has it, and whose it is.
     finishing: HashMap<Seq, Finishing>,
     writer: Writer,
@@ -389,6 +394,7 @@ impl PartitionMachine {
             ledger: Ledger::new(recovered.low_water, recovered.finished, open, read_after),
             backlogs,
             window: BTreeMap::new(),
+            window_bytes: 0,
             finishing: HashMap::new(),
             writer,
             repeats,

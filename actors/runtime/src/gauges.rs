@@ -31,9 +31,17 @@ pub(crate) struct PartitionGauges {
     pub(crate) seen: AtomicU64,
     /// Monotonic microseconds since when something is not in an acknowledged mark; 0: all is.
     pub(crate) unmarked_since: AtomicU64,
+    /// Monotonic microseconds since when the intake waits for the store; 0: it does not.
+    pub(crate) intake_waits_since: AtomicU64,
 }
 
 impl PartitionGauges {
+    /// The intake begins to wait, or goes on.
+    pub(crate) fn intake_waits(&self, waits: bool) {
+        let since = if waits { Clock::now().mono.max(1) } else { 0 };
+        self.intake_waits_since.store(since, Ordering::Relaxed);
+    }
+
     /// As the machine is now; but what moves with every batch.
     pub(crate) fn refresh(&self, machine: &PartitionMachine) {
         self.unfinished
@@ -104,6 +112,8 @@ pub struct Snapshot {
     pub slice_writes: u64,
     /// Changes that wait for the store.
     pub store_waiting: usize,
+    /// How long an intake has been waiting for the store, the longest, in microseconds; 0: none does.
+    pub intake_waits: u64,
 }
 
 impl Snapshot {
@@ -131,6 +141,10 @@ impl Snapshot {
         let unmarked = gauges.unmarked_since.load(Ordering::Relaxed);
         if unmarked != 0 {
             self.mark_age = self.mark_age.max(now.saturating_sub(unmarked));
+        }
+        let waits = gauges.intake_waits_since.load(Ordering::Relaxed);
+        if waits != 0 {
+            self.intake_waits = self.intake_waits.max(now.saturating_sub(waits));
         }
     }
 }

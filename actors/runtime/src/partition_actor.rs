@@ -15,12 +15,13 @@ use expediter_ports::{
 };
 use expediter_types::{Answer, AttemptClass, ClosedBecause, MerchantId, Partition, Record, Seq};
 use futures::FutureExt;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::capacity::Capacity;
 use crate::clock::Clock;
 use crate::gauges::PartitionGauges;
 use crate::merchant_actor::{Around, MerchantActor, Permits, Release, Start, Step, StepHook};
+use crate::platform::Credit;
 use crate::platform::PlatformEvents;
 use crate::registry::{Change, MerchantDirectory};
 use crate::scopes::Shared;
@@ -51,7 +52,7 @@ type Query = Box<dyn FnOnce(&mut PartitionMachine, &MerchantDirectory) + Send>;
 
 /// Everything that reaches a partition.
 pub(crate) enum Input {
-    Log(IntakeBatch, OwnedSemaphorePermit),
+    Log(IntakeBatch, Credit),
     Committed(u64),
     Loaded(Load, Loaded),
     Answer {
@@ -97,7 +98,7 @@ pub(crate) struct PartitionActor {
     /// Places of attempts that start and whose request has not left.
     permits: HashMap<Seq, Permits>,
     /// Intake credits, given back when the store has what the batch brought.
-    credits: VecDeque<(u64, OwnedSemaphorePermit)>,
+    credits: VecDeque<(u64, Credit)>,
     batches: u64,
     committed: u64,
     records: Option<mpsc::Sender<(u64, Record)>>,

@@ -15,7 +15,7 @@ use expediter_ports::{
     PartitionIntake, PartitionLog, SharedLimits, StartPartition, Stop, Stopped, StoreError,
 };
 use expediter_types::{Merchant, MerchantId, Partition, Rate, Seq, UnixMillis};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::capacity::Capacity;
 use crate::clock::Clock;
@@ -40,6 +40,8 @@ pub struct Options {
     pub rate: Option<Rate>,
     /// Messages of one partition that may be on their way from the log to the store.
     pub intake_credits: usize,
+    /// Payloads of all partitions on that way, in KiB; 65,536.
+    pub intake_kib: u32,
     /// Ids remembered to notice publishers' repeats, over all partitions of ORDERS: a node may have
     /// to carry all of them; 5,000,000.
     pub repeats: usize,
@@ -65,6 +67,7 @@ impl Default for Options {
             in_flight: 5_000,
             rate: None,
             intake_credits: 4_096,
+            intake_kib: 65_536,
             repeats: 5_000_000,
             partition: PartitionConfig::default(),
             drain_deadline: Duration::from_secs(20),
@@ -133,6 +136,8 @@ struct Inner {
     directory: Arc<MerchantDirectory>,
     capacity: Arc<Capacity>,
     shared: Arc<Shared>,
+    /// Of the intakes, in KiB.
+    intake_bytes: Arc<Semaphore>,
     events: Arc<dyn PlatformEvents>,
     tasks: tokio::runtime::Handle,
     shards: Vec<Shard>,
@@ -189,6 +194,7 @@ impl Platform {
         let inner = Arc::new(Inner {
             shared,
             capacity: Capacity::new(options.in_flight),
+            intake_bytes: Arc::new(Semaphore::new(options.intake_kib as usize)),
             options,
             store,
             courier,
@@ -518,6 +524,8 @@ impl Inner {
         let intake = Arc::new(Intake {
             address: address.clone(),
             credits: Arc::new(Semaphore::new(self.options.intake_credits)),
+            bytes: Arc::clone(&self.intake_bytes),
+            all_kib: self.options.intake_kib,
             all: self.options.intake_credits,
             gauges: Arc::clone(&gauges),
             lost: AtomicBool::new(false),
@@ -601,11 +609,21 @@ fn followed(meta: &PartitionMeta, recovered: &Recovered) -> bool {
     found_before || recovered.replaced_epoch == 0 || recovered.replaced_epoch == meta.epoch
 }
 
+/// What a batch of orders takes up until the store has it; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Credit {
+    _orders: OwnedSemaphorePermit,
+    _bytes: OwnedSemaphorePermit,
+}
+
 #[derive(Debug)]
 struct Intake {
     address: Addr<PartitionActor>,
     credits: Arc<Semaphore>,
     all: usize,
+    /// Of the node, in KiB.
+    bytes: Arc<Semaphore>,
+    all_kib: u32,
     gauges: Arc<PartitionGauges>,
     lost: AtomicBool,
 }
@@ -614,8 +632,22 @@ impl PartitionIntake for Intake {
     fn deliver(&self, batch: IntakeBatch) -> BoxFuture<'_, Result<(), IntakeClosed>> {
         Box::pin(async move {
             let wanted = u32::try_from(batch.messages.len().min(self.all)).unwrap_or(u32::MAX);
-            let credit = Arc::clone(&self.credits).acquire_many_owned(wanted).await;
-            let credit = credit.map_err(|_| IntakeClosed)?;
+            let size = |message: &expediter_ports::LogMessage| match &message.order {
+                Ok(order) => order.payload.len(),
+                Err(bad) => bad.payload.len(),
+            };
+            let bytes: usize = batch.messages.iter().map(size).sum();
+            let kib = u32::try_from(bytes / 1024)
+                .unwrap_or(u32::MAX)
+                .min(self.all_kib);
+            self.gauges.intake_waits(true);
+            let orders = Arc::clone(&self.credits).acquire_many_owned(wanted).await;
+            let bytes = Arc::clone(&self.bytes).acquire_many_owned(kib).await;
+            self.gauges.intake_waits(false);
+            let credit = Credit {
+                _orders: orders.map_err(|_| IntakeClosed)?,
+                _bytes: bytes.map_err(|_| IntakeClosed)?,
+            };
             self.address
                 .try_send(Input::Log(batch, credit))
                 .map_err(|_| IntakeClosed)

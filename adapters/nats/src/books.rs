@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use expediter_types::{Partition, Seq, UnixMillis};
-use expediter_wire::subjects;
+use expediter_types::{Claim, Partition, Seq, UnixMillis};
+use expediter_wire::records;
+use expediter_wire::subjects::{self, OutcomesSubject};
 use roaring::RoaringTreemap;
 
 use crate::broker::Broker;
@@ -65,23 +66,42 @@ pub async fn books(
     // Of an order that was published since then the outcome is recorded later than that.
     let records = ReaderOptions {
         stream: subjects::OUTCOMES.to_owned(),
-        filters: vec!["outcomes.*".to_owned(), "dead.*.*".to_owned()],
+        filters: ["claim.*", "outcomes.*", "dead.*.*"]
+            .map(str::to_owned)
+            .to_vec(),
         from: From::Time(since),
         name: "books".to_owned(),
     };
     let mut oldest = in_log.keys().next().copied();
     let reader = Reader::open(&broker, &records).await?;
+    let mut finished = BTreeMap::<Partition, RoaringTreemap>::new();
+    let mut incarnations = BTreeMap::new();
     let take = |message: Delivered| {
+        if let Some((partition, claim)) = claim(&message) {
+            let known = incarnations.insert(partition, claim.incarnation.counter);
+            if known.is_some_and(|known| known < claim.incarnation.counter)
+                && let Some(finished) = finished.get_mut(&partition)
+            {
+                // The broker lost what was above the cut; those sequences are other orders now.
+                finished.remove_range(claim.cut.saturating_add(1)..);
+            }
+        }
         for item in outcomes::items(&message) {
             let outcome = item.outcome;
             if outcome.envelope.created >= since {
                 oldest = Some(oldest.map_or(outcome.seq, |oldest| oldest.min(outcome.seq)));
             }
-            books.finished.insert(outcome.seq);
+            finished
+                .entry(item.partition)
+                .or_default()
+                .insert(outcome.seq);
         }
         tell();
     };
     reader.drain(take).await?;
+    for of_partition in finished.into_values() {
+        books.finished |= of_partition;
+    }
     books.first = oldest.unwrap_or(last + 1);
     books.finished.remove_range(..books.first);
     for seq in books.first..=last {
@@ -94,4 +114,12 @@ pub async fn books(
         }
     }
     Ok(books)
+}
+
+fn claim(message: &Delivered) -> Option<(Partition, Claim)> {
+    let Some(OutcomesSubject::Claim(partition)) = OutcomesSubject::parse(&message.subject) else {
+        return None;
+    };
+    let claim = records::decode_claim(&message.payload).ok()?;
+    Some((partition, claim))
 }

@@ -7,7 +7,7 @@ use async_nats::HeaderMap;
 use expediter_core::store::PartitionMeta;
 use expediter_ports::Stopped;
 use expediter_types::{
-    Claim, ClaimState, Crashes, Incarnation, NodeName, Partition, Seq, Stamp, UnixMillis,
+    Claim, ClaimState, Crash, Crashes, Incarnation, NodeName, Partition, Seq, Stamp, UnixMillis,
 };
 use expediter_wire::{records, subjects};
 use tokio::sync::watch;
@@ -108,7 +108,7 @@ impl Claimant {
         if claim.crashes.paused {
             tracing::error!(
                 %partition,
-                crashes = claim.crashes.at.len(),
+                crashes = claim.crashes.of.len(),
                 "the partition starts paused, because its owners crashed: see `expediter cluster resume`"
             );
         }
@@ -168,7 +168,7 @@ impl Claimant {
     }
 
     /// What the partition did to its owners. A broker that was away is to blame for what ended about
-    /// then, and a process that comes back did not end.
+    /// then, and a process that lives did not end.
     fn crashes(&self, replaced: Option<&Claim>) -> Crashes {
         let Some(former) = replaced else {
             return Crashes::default();
@@ -176,15 +176,23 @@ impl Claimant {
         let mut crashes = former.crashes.clone();
         let now = wall();
         let recent = now.saturating_sub(CRASH_WINDOW);
-        crashes.at.retain(|at| crashes.paused || *at >= recent);
+        let members = self.members.borrow();
+        let lives = |instance: &str| {
+            instance == self.instance || members.live.values().any(|m| m.instance == instance)
+        };
+        let paused = crashes.paused;
+        crashes
+            .of
+            .retain(|crash| paused || (crash.at >= recent && !lives(&crash.instance)));
         let ended = former.state == ClaimState::Held && former.instance != self.instance;
         let blameless = self.broker.connection.disturbed_within(BLAMELESS);
         if ended && !blameless {
-            let excess = (crashes.at.len() + 1).saturating_sub(MOST_CRASHES);
-            crashes.at.drain(..excess);
-            crashes.at.push(now);
+            let excess = (crashes.of.len() + 1).saturating_sub(MOST_CRASHES);
+            crashes.of.drain(..excess);
+            let instance = former.instance.clone();
+            crashes.of.push(Crash { at: now, instance });
             let limit = self.crash_limit;
-            crashes.paused |= limit > 0 && crashes.at.len() >= limit;
+            crashes.paused |= limit > 0 && crashes.of.len() >= limit;
         }
         crashes
     }

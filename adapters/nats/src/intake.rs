@@ -30,7 +30,7 @@ const BEHIND_FOR: Duration = Duration::from_millis(500);
 /// The main reader has caught up.
 const NEAR: u64 = 256;
 /// A claim that was not found so often, over some seconds, is lost.
-const CLAIM_MISSING: u32 = 8;
+pub(crate) const CLAIM_MISSING: u32 = 8;
 
 /// Why a partition's intake ended.
 #[derive(Debug)]

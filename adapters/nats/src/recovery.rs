@@ -14,6 +14,7 @@ use serde::Deserialize;
 use crate::Error;
 use crate::broker::Broker;
 use crate::error::chain;
+use crate::intake::CLAIM_MISSING;
 use crate::reader::{Delivered, From, Reader, ReaderOptions};
 
 /// Without a message for so long a reading is begun again.
@@ -51,7 +52,7 @@ impl Claimed {
 pub(crate) async fn recover(broker: &Broker, claimed: &Claimed) -> Result<Recovered, Error> {
     let partition = claimed.partition;
     let mut wait = Duration::from_millis(50);
-    let mut whole = false;
+    let (mut whole, mut missing) = (false, 0);
     loop {
         match once(broker, claimed, whole).await {
             Ok(Ok(recovered)) => return Ok(recovered),
@@ -66,9 +67,31 @@ pub(crate) async fn recover(broker: &Broker, claimed: &Claimed) -> Result<Recove
                 tracing::info!(%partition, error = chain(&error), "recovery begins again");
             }
         }
+        stands(broker, claimed, &mut missing).await?;
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(Duration::from_secs(2));
     }
+}
+
+/// A claim that OUTCOMES has lost is never reached: it has to be made again. Brokers that were restored
+/// may show it late, so it has to be missing in several looks.
+///
+/// # Errors
+/// [`Error::Fenced`].
+async fn stands(broker: &Broker, claimed: &Claimed, missing: &mut u32) -> Result<(), Error> {
+    let Claimed {
+        partition, token, ..
+    } = *claimed;
+    let subject = subjects::claim(partition);
+    let Ok(last) = broker.last(subjects::OUTCOMES, &subject).await else {
+        return Ok(());
+    };
+    let current = last.map_or(0, |message| message.sequence);
+    *missing = if current < token { *missing + 1 } else { 0 };
+    if current > token || *missing > CLAIM_MISSING {
+        return Err(Error::Fenced { partition, current });
+    }
+    Ok(())
 }
 
 /// The fields of a mark's commit that are there whether it was split or not.

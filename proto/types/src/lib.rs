@@ -31,7 +31,7 @@ pub use merchant::{
 pub use outcome::{DeadReason, Outcome, OutcomeKind};
 pub use rate::{InvalidRate, Rate};
 pub use record::{
-    AttemptCount, AttemptMark, Claim, ClaimState, ClosedBecause, ClosedMerchant, Crashes,
+    AttemptCount, AttemptMark, Claim, ClaimState, ClosedBecause, ClosedMerchant, Crash, Crashes,
     DeadLetter, Mark, ParkedOrder, Record, ShiftRecord, SpentQuota, Stamp,
 };
 pub use slices::{Slice, SliceEntry, SliceTable};

@@ -37,10 +37,19 @@ pub struct Claim {
 /// How often a partition's owners ended without giving it back.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Crashes {
-    /// When a successor noticed, of the last ten minutes before the claim, oldest first.
-    pub at: Vec<UnixMillis>,
+    /// Of the last ten minutes before the claim, oldest first.
+    pub of: Vec<Crash>,
     /// They were too many: no attempt starts until an operator says so.
     pub paused: bool,
+}
+
+/// An owner that ended without giving its partition back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Crash {
+    /// When its successor noticed.
+    pub at: UnixMillis,
+    /// The process: one that turns out to live did not crash.
+    pub instance: String,
 }
 
 /// Held, or given back by its owner.

@@ -27,6 +27,8 @@ struct Entries {
     /// Hashes of the bodies by merchant and id, from before the publish.
     sent: HashMap<(String, String), Vec<u64>>,
     unsure: Vec<(String, String)>,
+    /// Their sequence was given again, to another order: the broker lost them.
+    overwritten: Vec<Accepted>,
     numbers: HashMap<String, u64>,
 }
 
@@ -52,6 +54,12 @@ impl Ledger {
     #[must_use]
     pub fn unsure(&self) -> Vec<(String, String)> {
         self.entries().unsure.clone()
+    }
+
+    /// Acknowledged orders whose sequence was acknowledged again for another one.
+    #[must_use]
+    pub fn overwritten(&self) -> Vec<Accepted> {
+        self.entries().overwritten.clone()
     }
 
     /// Forgets everything, as after a broker that lost everything.
@@ -89,7 +97,11 @@ impl Ledger {
     }
 
     pub(crate) fn taken(&self, order: Accepted) {
-        self.entries().accepted.insert(order.seq, order);
+        let mut entries = self.entries();
+        let (merchant, id) = (order.merchant.clone(), order.id.clone());
+        let before = entries.accepted.insert(order.seq, order);
+        let lost = before.filter(|before| (&before.merchant, &before.id) != (&merchant, &id));
+        entries.overwritten.extend(lost);
     }
 
     pub(crate) fn no_answer(&self, merchant: &str, id: &str) {

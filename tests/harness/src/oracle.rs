@@ -126,7 +126,14 @@ impl<'a> Oracle<'a> {
         for order in &accepted {
             court.accepted(order);
         }
+        for Accepted { id, seq, .. } in self.world.ledger.overwritten() {
+            court.verdict.lost += 1;
+            court.wrong(format!(
+                "{id} was acknowledged as {seq}, and then another one was"
+            ));
+        }
         court.outcomes(&accepted);
+        court.unanswered(&accepted);
         court.order(&accepted);
         court.verdict
     }
@@ -296,6 +303,23 @@ impl<'a> Court<'a> {
                 self.wrong(format!("{id} is only a repeat, of nothing: {outcome:?}"));
             }
         }
+    }
+
+    /// Whatever a merchant took has an outcome, also where its publish got no answer.
+    fn unanswered(&mut self, accepted: &[Accepted]) {
+        let name = |merchant: &str, id: &str| (merchant.to_owned(), id.to_owned());
+        let mut known: HashSet<_> = accepted.iter().map(|o| name(&o.merchant, &o.id)).collect();
+        known.extend(self.outcomes.all().map(|recorded| {
+            let envelope = &recorded.outcome.envelope;
+            name(envelope.merchant.as_str(), envelope.id.as_str())
+        }));
+        let taken = self.orders.iter().filter(|((merchant, id), places)| {
+            !known.contains(&name(merchant, id)) && places.values().any(|a| a.is_taken())
+        });
+        let wrong =
+            taken.map(|((merchant, id), _)| format!("{merchant} took {id}, which has no outcome"));
+        let wrong: Vec<String> = wrong.collect();
+        self.verdict.wrong.extend(wrong);
     }
 
     /// What shares a key goes in publish order, the next one after the one before is done.

@@ -85,14 +85,13 @@ impl Fault {
         }
     }
 
-    /// How many processes it kills with SIGKILL.
+    /// It ends processes with SIGKILL.
     #[must_use]
-    pub fn kills(&self, brokers: usize) -> usize {
-        match self {
-            Self::KillNode { .. } | Self::KillBroker(_) => 1,
-            Self::KillAllBrokers(_) => brokers,
-            _ => 0,
-        }
+    pub fn is_kill(&self) -> bool {
+        matches!(
+            self,
+            Self::KillNode { .. } | Self::KillBroker(_) | Self::KillAllBrokers(_)
+        )
     }
 
     /// It hits the brokers.

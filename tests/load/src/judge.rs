@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use expediter_fleet::merchants::Arrival;
-use expediter_harness::{Claimed, Outcomes, Verdict};
-use expediter_types::Partition;
+use expediter_harness::{Claimed, Outcomes, Recorded, Verdict};
+use expediter_types::{DeadReason, OutcomeKind, Partition};
 
 use crate::fault::{Event, Fault, Target};
 use crate::report::Report;
@@ -25,7 +25,7 @@ const AFTER_BROKERS: u64 = 12 * SECOND;
 /// A broker's fault so near makes a take-over another one.
 const NEAR: u64 = 10 * SECOND;
 /// An arrival so late makes the next one look early, in seconds: the machine is full.
-const LATE: f64 = 0.25;
+const LATE: f64 = 0.1;
 
 /// All that the judge looks at.
 #[derive(Debug)]
@@ -33,11 +33,23 @@ pub struct Evidence {
     verdict: Verdict,
     arrivals: Vec<Arrival>,
     claims: Vec<Claimed>,
+    /// When each partition's orders ended, ascending, in microseconds since 1970.
+    ends: HashMap<Partition, Vec<u64>>,
+    parked: Vec<Parked>,
     events: Vec<Event>,
     partitions: HashMap<String, Partition>,
     limits: HashMap<String, Limit>,
     most_in_flight: BTreeMap<String, u32>,
     complaints: Vec<String>,
+}
+
+/// An order that waits for a person.
+#[derive(Debug)]
+struct Parked {
+    merchant: String,
+    id: String,
+    created_us: u64,
+    ended_us: u64,
 }
 
 impl Evidence {
@@ -46,12 +58,33 @@ impl Evidence {
     pub fn collect(stage: &Stage, outcomes: Outcomes, complaints: Vec<String>) -> Self {
         let oracle = stage.world.oracle().after_crashes();
         let stats = stage.world.fleet.stats();
+        let partitions = stage.shop.partitions();
+        let mut ends = HashMap::<Partition, Vec<u64>>::new();
+        let mut parked = Vec::new();
+        for Recorded { outcome, .. } in outcomes.all() {
+            let merchant = outcome.envelope.merchant.to_string();
+            let ended_us = outcome.at * 1_000;
+            if let Some(partition) = partitions.get(&merchant) {
+                ends.entry(*partition).or_default().push(ended_us);
+            }
+            if outcome.kind == OutcomeKind::DeadLettered(DeadReason::Ambiguous) {
+                parked.push(Parked {
+                    merchant,
+                    id: outcome.envelope.id.to_string(),
+                    created_us: outcome.envelope.created * 1_000,
+                    ended_us,
+                });
+            }
+        }
+        ends.values_mut().for_each(|times| times.sort_unstable());
         Self {
+            ends,
+            parked,
             verdict: oracle.examine(&outcomes),
             arrivals: stage.world.fleet.all_arrivals(),
             claims: outcomes.claims().to_vec(),
             events: stage.events().to_vec(),
-            partitions: stage.shop.partitions(),
+            partitions,
             limits: stage.shop.limits(),
             most_in_flight: stats
                 .merchants
@@ -69,6 +102,7 @@ impl Evidence {
         violations.extend(self.complaints.iter().cloned());
         let (duplicated, unexplained) = self.duplicates(&mut violations);
         let limits_broken = self.limits(&mut violations);
+        let parked_unexplained = self.parked(&mut violations);
         let takeovers = self.takeovers();
         let longest = |near: bool| {
             let of_kind = takeovers
@@ -77,16 +111,23 @@ impl Evidence {
             of_kind.map(|(_, took, _)| *took).max_by(f64::total_cmp)
         };
         let (calm, beside) = (longest(false), longest(true));
+        if let (Some(took), Some(within)) = (calm, options.takeover_within)
+            && took > within
+        {
+            violations.push(format!(
+                "a take-over took {took:.1} s, {within} s are allowed"
+            ));
+        }
         let mut times: Vec<f64> = takeovers.iter().map(|(_, took, _)| *took).collect();
         times.sort_by(f64::total_cmp);
         let mut kinds = BTreeMap::new();
         for event in &self.events {
             *kinds.entry(event.fault.name()).or_default() += 1;
         }
-        let kills = |event: &Event| event.fault.kills(options.brokers);
+        let kills = self.events.iter().filter(|event| event.fault.is_kill());
         Report {
             faults: self.events.len(),
-            kill9: self.events.iter().map(kills).sum(),
+            kill9: kills.count(),
             kinds,
             orders: self.verdict.accepted,
             lost: self.verdict.lost,
@@ -94,6 +135,7 @@ impl Evidence {
             duplicated,
             duplicated_unexplained: unexplained,
             parked: self.verdict.ambiguous,
+            parked_unexplained,
             limits_broken,
             max_takeover_s: calm,
             max_takeover_broker_fault_s: beside,
@@ -142,6 +184,56 @@ impl Evidence {
         (duplicated, unexplained)
     }
 
+    /// What is parked was in flight when something broke; or it never left, because its owner or the
+    /// brokers stopped when it was about to.
+    fn parked(&self, violations: &mut Vec<String>) -> usize {
+        let mut newest = HashMap::<(&str, &str), &Arrival>::new();
+        for arrival in &self.arrivals {
+            let order = (arrival.merchant.as_str(), arrival.order_id.as_str());
+            let known = newest.entry(order).or_insert(arrival);
+            if known.at_us < arrival.at_us {
+                *known = arrival;
+            }
+        }
+        let mut unexplained = 0;
+        for parked in &self.parked {
+            let Parked {
+                merchant,
+                id,
+                created_us,
+                ended_us,
+            } = parked;
+            let explained = match newest.get(&(merchant, id)) {
+                Some(arrival) => self.is_explained(arrival),
+                None => self.events.iter().any(|event| {
+                    !matches!(event.fault, Fault::Merchants(..) | Fault::Registration)
+                        && event.begun_us <= *ended_us
+                        && event.ended_us + AFTER_BROKERS >= *created_us
+                }),
+            };
+            if !explained {
+                unexplained += 1;
+                let arrival = newest.get(&(merchant, id));
+                violations.push(format!(
+                    "{id} of {merchant} is parked without a fault: {parked:?}, {arrival:?}"
+                ));
+            }
+        }
+        unexplained
+    }
+
+    /// From when on the owner of a partition had put the brokers' fault behind it.
+    fn behind(&self, merchant: &str, ended_us: u64) -> u64 {
+        let partition = self.partitions.get(merchant);
+        let ends = partition.and_then(|partition| self.ends.get(partition));
+        let next = ends.and_then(|ends| {
+            let after = ends.partition_point(|at| *at <= ended_us);
+            ends.get(after)
+        });
+        let latest = ended_us + AFTER_BROKERS;
+        next.map_or(latest, |at| (at + RECORDED).min(latest))
+    }
+
     /// The attempt was in flight when something broke.
     fn is_explained(&self, arrival: &Arrival) -> bool {
         let Arrival {
@@ -156,7 +248,7 @@ impl Evidence {
             .iter()
             .any(|event| match (&event.fault, &event.target) {
                 (fault, _) if fault.is_of_brokers() => {
-                    within(event.begun_us, event.ended_us + AFTER_BROKERS)
+                    within(event.begun_us, self.behind(merchant, event.ended_us))
                 }
                 (Fault::KillNode { .. } | Fault::PauseNode(_), Target::Node(node)) => {
                     let partition = self.partitions.get(merchant);
@@ -246,7 +338,9 @@ impl Evidence {
                 let after = |claim: &&Claimed| {
                     claim.partition == *partition && claim.held && claim.at_us > event.begun_us
                 };
-                let Some(claim) = self.claims.iter().find(after) else {
+                let heir = self.claims.iter().find(after);
+                // Its own next process may be back before others miss it.
+                let Some(claim) = heir.filter(|claim| claim.node.as_str() != node) else {
                     continue;
                 };
                 let first = times.partition_point(|at| *at <= claim.at_us);

@@ -92,7 +92,10 @@ fn print(report: &Report) {
         "duplicated             {}, {} of them unexplained",
         report.duplicated, report.duplicated_unexplained
     );
-    println!("parked                 {}", report.parked);
+    println!(
+        "parked                 {}, {} of them unexplained",
+        report.parked, report.parked_unexplained
+    );
     println!("limits broken          {}", report.limits_broken);
     println!(
         "take-over              {} at most, {} near a broker's fault, median {} of {}",

@@ -7,7 +7,7 @@ use serde::Serialize;
 pub struct Report {
     /// Faults that happened.
     pub faults: usize,
-    /// Processes that were killed with SIGKILL, nodes and brokers.
+    /// Those that were a SIGKILL, of a node, a broker or all of them.
     pub kill9: usize,
     /// Faults by kind.
     pub kinds: BTreeMap<&'static str, usize>,
@@ -23,6 +23,8 @@ pub struct Report {
     pub duplicated_unexplained: usize,
     /// Dead letters `ambiguous`.
     pub parked: usize,
+    /// Those of which no attempt was in flight at a fault.
+    pub parked_unexplained: usize,
     /// Times that a merchant got more than its limits allow.
     pub limits_broken: usize,
     /// From SIGKILL of a node to the first request of the new owner of one of its partitions, the

@@ -39,6 +39,9 @@ pub struct Options {
     /// Faults a minute, on average
     #[arg(long, default_value_t = 8.0, value_name = "RATE")]
     pub faults: f64,
+    /// Judge a take-over that takes longer, without a broker's fault near it, as broken
+    #[arg(long, value_name = "SECONDS")]
+    pub takeover_within: Option<f64>,
     /// The brokers do not sync each message: more orders, and no promise about power cuts
     #[arg(long)]
     pub no_sync: bool,
@@ -71,6 +74,7 @@ pub async fn run(options: &Options, mut tell: impl FnMut(&str)) -> Result<Report
             .map_or(next, |at| at.min(next))
             .min(end);
         tokio::time::sleep_until(wake.into()).await;
+        stage.look().await;
         stage.recover(false).await.context("ending a fault")?;
         if Instant::now() >= end {
             break;

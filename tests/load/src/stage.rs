@@ -63,6 +63,8 @@ pub struct Stage {
     names: usize,
     events: Vec<Event>,
     due: Vec<Due>,
+    /// What was seen on the way that must not be.
+    complaints: Vec<String>,
     rng: Rng,
 }
 
@@ -87,6 +89,7 @@ impl Stage {
             names: 0,
             events: Vec::new(),
             due: Vec::new(),
+            complaints: Vec::new(),
             rng: Rng::with_seed(options.seed),
         };
         for _ in 0..options.nodes {
@@ -197,7 +200,12 @@ impl Stage {
                     return Ok(None);
                 };
                 let node = &mut self.nodes[place];
-                node.process.terminate(LEAVES).await?;
+                let code = node.process.terminate(LEAVES).await?;
+                if code != 0 {
+                    let name = node.process.name();
+                    self.complaints
+                        .push(format!("{name} was to end and did with {code}"));
+                }
                 node.state = State::Gone;
                 if *fault == Fault::RestartNode {
                     node.process.spawn_again()?;
@@ -331,6 +339,21 @@ impl Stage {
         Ok(())
     }
 
+    /// Whether the nodes' books are closed, now.
+    pub(crate) async fn look(&mut self) {
+        for place in self.up() {
+            let node = &self.nodes[place].process;
+            let figure = node.metric("expediter_orders_unaccounted");
+            // One that starts, or stands still with the brokers, says nothing.
+            if let Ok(Ok(open)) = tokio::time::timeout(Duration::from_secs(1), figure).await
+                && open != 0.0
+            {
+                let text = format!("{}: {open} orders are unaccounted for", node.name());
+                self.complaints.push(text);
+            }
+        }
+    }
+
     /// When the next fault ends.
     pub(crate) fn next_recovery(&self) -> Option<Instant> {
         self.due.iter().map(|due| due.at).min()
@@ -348,8 +371,14 @@ impl Stage {
         self.world.reconnected(BACK).await?;
         for node in self.nodes.iter_mut() {
             if node.state == State::Up {
-                // It may have ended by itself, as one does that finds its name in use.
                 if !node.process.is_running() {
+                    // One that finds its name in use is right to end.
+                    let log = node.process.log().tail(20);
+                    if !log.contains("is in use by instance") {
+                        let name = node.process.name();
+                        self.complaints
+                            .push(format!("{name} ended by itself:\n{log}"));
+                    }
                     node.process.spawn_again()?;
                 }
                 node.process.wait_ready(BACK).await?;
@@ -363,7 +392,7 @@ impl Stage {
     /// # Errors
     /// A node does not answer.
     pub async fn complaints(&self) -> Result<Vec<String>> {
-        let mut wrong = Vec::new();
+        let mut wrong = self.complaints.clone();
         for node in &self.nodes {
             let name = node.process.name();
             for line in node.process.log().lines() {

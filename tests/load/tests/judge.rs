@@ -29,6 +29,7 @@ fn options() -> Options {
         partitions: 1,
         rate: 0,
         faults: 0.0,
+        takeover_within: None,
         no_sync: true,
     }
 }

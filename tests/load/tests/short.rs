@@ -13,6 +13,8 @@ async fn broken(scenario: Scenario, brokers: usize) -> Result<()> {
         partitions: 8,
         rate: 100,
         faults: 20.0,
+        // Four on an idle machine; the other tests run beside this one.
+        takeover_within: Some(10.0),
         no_sync: false,
     };
     let report = run(&options, |line| println!("{line}")).await?;
@@ -22,9 +24,6 @@ async fn broken(scenario: Scenario, brokers: usize) -> Result<()> {
         report.faults >= 5 && report.orders > 1_000,
         "too little happened"
     );
-    // Four on an idle machine; the other tests run beside this one.
-    let quick = report.max_takeover_s.is_none_or(|took| took < 10.0);
-    ensure!(quick, "{report:?}");
     Ok(())
 }
 

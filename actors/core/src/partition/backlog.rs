@@ -348,6 +348,7 @@ impl PartitionMachine {
             && stored.state.due.is_none_or(|due| due <= now.wall)
             && self.writer.unconfirmed() < self.config.unconfirmed
             && backlog.room(merchant) > 0
+            && !(self.window_is_full() && backlog.offered > 0)
     }
 
     /// Puts an order into the mailbox of its merchant, starting the actor when there is none.
@@ -371,6 +372,7 @@ impl PartitionMachine {
         };
         backlog.offered += 1;
         backlog.last_used = now.mono;
+        self.window_bytes += stored.order.payload.len();
         offer.returns = backlog.returns;
         self.window.insert(
             offer.seq,

@@ -21,6 +21,7 @@ impl PartitionMachine {
         let unconfirmed = self.writer.unconfirmed() >= self.config.unconfirmed;
         let enough = self.ends_enough();
         let manifest = self.manifest(id, directory);
+        let window_is_full = self.window_is_full();
         let Some(backlog) = self.backlogs.get_mut(id) else {
             return;
         };
@@ -40,7 +41,10 @@ impl PartitionMachine {
             self.commands.push_back(Command::Load(load));
             return;
         }
-        let keeps = backlog.quarantined || held || backlog.ends_enough();
+        let keeps = backlog.quarantined
+            || held
+            || backlog.ends_enough()
+            || (window_is_full && backlog.offered > 0);
         if keeps || self.draining || self.paused || unconfirmed {
             return;
         }
@@ -85,7 +89,10 @@ impl PartitionMachine {
         let Some(backlog) = self.backlogs.get_mut(id) else {
             return;
         };
-        let room = backlog.room(&merchant) as usize;
+        let room = match window_is_full {
+            true => 1,
+            false => backlog.room(&merchant) as usize,
+        };
         let gate = Self::gate(&merchant);
         if gate != Gate::Ready
             && let Some((low, high)) = backlog.lanes.dissolve()
@@ -452,13 +459,23 @@ impl PartitionMachine {
         let blocked = self.draining
             || self.paused
             || self.backlogs.get(&id).is_none_or(|b| {
-                b.quarantined || b.held || b.condemned.is_some() || b.room(&merchant) == 0
+                b.quarantined
+                    || b.held
+                    || b.condemned.is_some()
+                    || b.room(&merchant) == 0
+                    || (self.window_is_full() && b.offered > 0)
             });
         if blocked {
             return self.put_back(&stored);
         }
         self.take_unloaded(&id);
         self.offer(stored, true, &merchant, now);
+    }
+
+    /// So many bytes are in mailboxes that a merchant has one order there, and the others wait in the
+    /// store.
+    pub(super) fn window_is_full(&self) -> bool {
+        self.window_bytes >= self.config.window_bytes
     }
 
     /// A former owner stored it from a fresh tail, and the main reader has not come there.

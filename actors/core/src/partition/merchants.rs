@@ -314,6 +314,9 @@ impl PartitionMachine {
     /// Takes an order out of its mailbox.
     pub(super) fn leave_window(&mut self, seq: Seq) -> Option<Held> {
         let held = self.window.remove(&seq)?;
+        self.window_bytes = self
+            .window_bytes
+            .saturating_sub(held.stored.order.payload.len());
         let backlog = self
             .backlogs
             .get_mut(&held.stored.order.envelope.merchant)?;

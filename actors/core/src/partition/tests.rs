@@ -304,3 +304,16 @@ fn what_a_former_owner_left_in_doubt_is_asked_about_when_it_can_be_over() {
     assert_eq!(machine.backlogs[&one.0.id].next_due, Some(17_000));
     assert!(machine.window.is_empty());
 }
+
+/// Mailboxes are bounded by what is in them, too: large orders wait in the store.
+#[test]
+fn large_orders_of_many_do_not_fill_the_memory() {
+    let one = One::of(|merchant| merchant.adapter.idempotency = Idempotency::Native);
+    let mut machine = machine(0);
+    machine.config.window_bytes = 10;
+    for seq in 1..=50 {
+        machine.read(created("luigis", seq, 0), &one, at(1));
+    }
+    assert_eq!(machine.window.len(), 5, "two bytes each");
+    assert_eq!(machine.stored_orders(), 45);
+}

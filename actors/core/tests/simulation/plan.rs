@@ -167,6 +167,8 @@ impl Plan {
 
 fn config(rng: &mut Rng) -> PartitionConfig {
     PartitionConfig {
+        // A few orders, or all of them.
+        window_bytes: *rng.pick(&[100, 1 << 20]),
         linger: *rng.pick(&[0, 1_000, 10_000]),
         group: *rng.pick(&[1, 4, 256]),
         spill_after: *rng.pick(&[100_000, 2_000_000]),

@@ -371,7 +371,7 @@ impl Process {
         // As if too many owners had crashed; so it stays until somebody says otherwise.
         let carried = replaced.as_ref().is_some_and(|(_, c)| c.crashes.paused);
         let crashes = Crashes {
-            at: Vec::new(),
+            of: Vec::new(),
             paused: carried || env.rng.chance(30),
         };
         let claim = Claim {
@@ -476,7 +476,7 @@ impl Process {
             cut: 0,
             at: env.now().wall,
             crashes: Crashes {
-                at: Vec::new(),
+                of: Vec::new(),
                 paused: env.shadow.paused.contains(&token),
             },
         };

@@ -122,7 +122,7 @@ impl Config {
             repeats: orders.repeats_window,
             partition,
             drain_deadline: node.drain_deadline,
-            before_step: None,
+            ..expediter_runtime::Options::default()
         }
     }
 

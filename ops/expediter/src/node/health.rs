@@ -27,6 +27,8 @@ pub(crate) struct NodeHealth {
 
 /// So many changes may wait for the store before the node calls itself behind.
 const STORE_BEHIND: usize = 50_000;
+/// An intake may wait so long for the store before the node calls itself behind; microseconds.
+const INTAKE_STANDS: u64 = 5_000_000;
 
 impl Health for NodeHealth {
     fn live(&self) -> Result<(), String> {
@@ -74,6 +76,11 @@ impl Health for NodeHealth {
                 "store",
                 snapshot.store_waiting < STORE_BEHIND,
                 "the store is behind",
+            ),
+            check(
+                "intake",
+                snapshot.intake_waits < INTAKE_STANDS,
+                "the store does not keep up: no more orders are taken",
             ),
             check(
                 "local",

@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use expediter_types::{Claim, ClaimState, Crashes, NodeName};
+use expediter_types::{Claim, ClaimState, Crash, Crashes, NodeName};
 use serde::{Deserialize, Serialize};
 
 use crate::json::{self, IncarnationJson, V1};
@@ -29,9 +29,34 @@ struct ClaimJson<'a> {
     cut: u64,
     at: Rfc3339,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    crashes: Vec<Rfc3339>,
+    crashes: Vec<CrashJson<'a>>,
     #[serde(default, skip_serializing_if = "json::is_false")]
     paused: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CrashJson<'a> {
+    at: Rfc3339,
+    #[serde(borrow)]
+    instance: Cow<'a, str>,
+}
+
+impl<'a> From<&'a Crash> for CrashJson<'a> {
+    fn from(crash: &'a Crash) -> Self {
+        Self {
+            at: Rfc3339(crash.at),
+            instance: Cow::from(&crash.instance),
+        }
+    }
+}
+
+impl From<CrashJson<'_>> for Crash {
+    fn from(crash: CrashJson<'_>) -> Self {
+        Self {
+            at: crash.at.0,
+            instance: crash.instance.into_owned(),
+        }
+    }
 }
 
 /// `claim.<p>`: held, or released. Its own sequence is the token of what follows.
@@ -49,7 +74,7 @@ pub fn encode_claim(claim: &Claim) -> Bytes {
         incarnation: claim.incarnation.into(),
         cut: claim.cut,
         at: Rfc3339(claim.at),
-        crashes: claim.crashes.at.iter().map(|at| Rfc3339(*at)).collect(),
+        crashes: claim.crashes.of.iter().map(CrashJson::from).collect(),
         paused: claim.crashes.paused,
     };
     if let ClaimState::Released {
@@ -88,7 +113,7 @@ pub fn decode_claim(bytes: &[u8]) -> Result<Claim, WireError> {
         cut: record.cut,
         at: record.at.0,
         crashes: Crashes {
-            at: record.crashes.into_iter().map(|at| at.0).collect(),
+            of: record.crashes.into_iter().map(Crash::from).collect(),
             paused: record.paused,
         },
     })

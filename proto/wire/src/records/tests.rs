@@ -148,7 +148,7 @@ prop_compose! {
         released in of((any::<u64>(), vec(any::<u64>(), 0..5), 0..=MAX_MILLIS)),
         (replaces, created, counter, cut) in any::<(u64, u64, u32, u64)>(),
         at in 0..=MAX_MILLIS,
-        crashes in vec(0..=MAX_MILLIS, 0..4),
+        crashes in vec((0..=MAX_MILLIS, ".{0,20}"), 0..4),
         paused in any::<bool>(),
     ) -> Claim {
         let state = match released {
@@ -158,7 +158,10 @@ prop_compose! {
         Claim {
             node: NodeName::new(&node).unwrap(), instance, state, replaces,
             incarnation: Incarnation { created, counter }, cut, at,
-            crashes: Crashes { at: crashes, paused },
+            crashes: Crashes {
+                of: crashes.into_iter().map(|(at, instance)| Crash { at, instance }).collect(),
+                paused,
+            },
         }
     }
 }

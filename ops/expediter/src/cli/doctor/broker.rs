@@ -21,9 +21,10 @@ pub(super) async fn check(
 ) -> Result<Vec<Finding>, Error> {
     let mut findings = Vec::new();
     let server = connection.client().server_info();
-    findings.push(version(&server.version));
+    findings.push(version(&server.server_name, &server.version));
     findings.extend(sync(monitors).await);
     let streams = inspect_streams(connection).await?;
+    findings.extend(unseen(monitors, &streams));
     let names = |of: fn(&StreamReport) -> bool| -> Vec<&str> {
         let of = streams.iter().filter(|report| of(report));
         of.map(|report| report.name.as_str()).collect()
@@ -68,12 +69,12 @@ pub(super) async fn check(
     Ok(findings)
 }
 
-fn version(found: &str) -> Finding {
+fn version(server: &str, found: &str) -> Finding {
     let numbers = found
         .split(['.', '-'])
         .map(|n| n.parse::<u32>().unwrap_or(0));
     let numbers: Vec<u32> = numbers.take(2).collect();
-    let text = format!("nats-server {found}");
+    let text = format!("nats-server {found} ({server})");
     match numbers.as_slice() {
         [major, minor] if (*major, *minor) >= (2, 15) => Finding::ok("nats.version", text),
         [major, minor] if (*major, *minor) >= (2, 14) => Finding::warning(
@@ -118,13 +119,14 @@ async fn sync(monitors: &[String]) -> Vec<Finding> {
     }
     let mut findings = Vec::new();
     for monitor in monitors {
-        findings.push(match varz(monitor).await {
+        let finding = match varz(monitor).await {
             Err(wrong) => Finding::wrong(
                 "nats.sync_interval",
                 format!("{monitor}: {wrong}"),
                 "is that the server's `http` address, and can it be reached from here?",
             ),
             Ok(varz) => {
+                findings.push(version(&varz.server_name, &varz.version));
                 let name = format!("{} ({})", varz.server_name, varz.version);
                 match varz.jetstream.and_then(|jetstream| jetstream.config) {
                     None => Finding::wrong(
@@ -146,9 +148,24 @@ async fn sync(monitors: &[String]) -> Vec<Finding> {
                     ),
                 }
             }
-        });
+        };
+        findings.push(finding);
     }
     findings
+}
+
+/// Servers that hold streams and were not looked at.
+fn unseen(monitors: &[String], streams: &[StreamReport]) -> Option<Finding> {
+    let facts = streams.iter().filter_map(|report| report.found.as_ref());
+    let servers = facts.map(|facts| facts.peers.len() + usize::from(facts.leader.is_some()));
+    let servers = servers.max().unwrap_or(0);
+    (!monitors.is_empty() && monitors.len() < servers).then(|| {
+        Finding::warning(
+            "nats.sync_interval",
+            format!("{} of {servers} servers looked at", monitors.len()),
+            "give --monitor http://HOST:8222 for each server",
+        )
+    })
 }
 
 async fn varz(monitor: &str) -> Result<Varz, String> {
