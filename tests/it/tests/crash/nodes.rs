@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use expediter_fleet::merchants::{Behaviour, RateLimit};
 use expediter_harness::{Load, NewOrder, Outcomes, World, eventually};
+use expediter_types::{DeadReason, OutcomeKind};
 use expediter_wire::subjects::partition_of;
 
 use super::shop;
@@ -168,5 +170,95 @@ async fn a_rebalance_stops_nobody_else() -> Result<()> {
         );
     }
     world.oracle().judge().await?;
+    Ok(())
+}
+
+/// Another node, with nothing of the dead one's disk, knows how often orders were tried and which
+/// merchants are closed until when.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_tried_and_closed_outlives_a_node_and_its_disk() -> Result<()> {
+    const TRIES: u32 = 12;
+    let world = World::with(1).await?;
+    world.fleet.set("failing", Behaviour::status(503))?;
+    let mut merchant = world.merchant("failing");
+    merchant.retry.max_attempts = TRIES;
+    merchant.retry.initial = Duration::from_millis(800);
+    merchant.retry.max = Duration::from_millis(800);
+    merchant.breaker.consecutive = 0;
+    merchant.breaker.min_samples = 0;
+    world.register(&merchant).await?;
+    let limit = RateLimit {
+        per_second: 0.001,
+        retry_after: Duration::from_secs(600),
+    };
+    let away = Behaviour {
+        rate_limit: Some(limit),
+        ..Behaviour::fast()
+    };
+    world.fleet.set("away", away)?;
+    world.register(&world.merchant("away")).await?;
+    let first = world.node("first").start().await?;
+    let second = world.node("second").start().await?;
+    let (owner, heir) = match first.owns(DRAIN, |owned| owned >= 0.0).await? > 0.0 {
+        true => (first, second),
+        false => (second, first),
+    };
+    world.publish("away", 3).await?;
+    let failing = world.publish("failing", 1).await?;
+    // A mark says so every three seconds.
+    world.arrived("failing", 8, DRAIN).await?;
+    owner.kill9();
+    owner.wipe_data()?;
+    let before = world.fleet.merchant_stats("failing").arrived;
+    heir.owns(DRAIN, |owned| owned == 1.0).await?;
+    let ended = eventually("it is given up", DRAIN, async || {
+        let outcomes = expediter_harness::Outcomes::read(&world.connection).await?;
+        Ok(outcomes.of(failing[0].seq).cloned())
+    });
+    let ended = ended.await?;
+    let exhausted = OutcomeKind::DeadLettered(DeadReason::AttemptsExhausted);
+    ensure!(ended.outcome.kind == exhausted, "{ended:?}");
+    let all = world.fleet.merchant_stats("failing").arrived;
+    // What was tried since the newest mark is tried again.
+    let most = u64::from(TRIES) + 8;
+    ensure!(before >= 8 && all <= most, "{all} attempts, {before} before");
+    ensure!(
+        all - before < u64::from(TRIES),
+        "the heir counted from its own beginning: {before}, then {all}"
+    );
+    let asked = world.fleet.merchant_stats("away");
+    ensure!(asked.too_early == 0, "it asked for ten minutes: {asked:?}");
+    heir.check(&["lease ended", "order dead-lettered"]).await
+}
+
+/// A process that lives did not crash, however often its lease ended: the partition is not paused.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_comes_back_did_not_crash() -> Result<()> {
+    let world = World::with(1).await?;
+    world.register(&world.merchant("luigis")).await?;
+    let careful = |name: &str| world.node(name).set_toml("node.crash_limit", "2");
+    let first = careful("first").start().await?;
+    let second = careful("second").start().await?;
+    for round in 0..3 {
+        let (owner, heir) = match first.owns(DRAIN, |owned| owned >= 0.0).await? > 0.0 {
+            true => (&first, &second),
+            false => (&second, &first),
+        };
+        owner.pause()?;
+        heir.owns(DRAIN, |owned| owned == 1.0).await?;
+        owner.resume()?;
+        // By rendezvous it goes back to its first owner, or stays.
+        owner
+            .wait_ready(DRAIN)
+            .await
+            .with_context(|| format!("round {round}"))?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    world.publish("luigis", 5).await?;
+    world.settled(DRAIN).await?;
+    for node in [&first, &second] {
+        let said = node.log().find("the partition starts paused").len();
+        ensure!(said == 0, "{} paused it", node.name());
+    }
     Ok(())
 }

@@ -167,3 +167,39 @@ fn damage(dir: &Path) -> Result<()> {
     ensure!(damaged > 0, "nothing to damage in {}", dir.display());
     Ok(())
 }
+
+/// What a node must not touch or cannot use ends it with a reason, and is left as it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_cannot_be_used_ends_the_node() -> Result<()> {
+    let world = World::start().await?;
+    let mut node = world.node("node").start().await?;
+    ensure!(node.terminate(DRAIN).await? == 0);
+    let conf = node.data_dir().join("store").join("conf");
+    let whole = fs::read(&conf)?;
+    // As a later engine would write it: the checksum is of the settings.
+    let settings = String::from_utf8(whole[..whole.len() - 4].to_vec())?;
+    let newer = settings.replace("version: 0.34", "version: 0.35");
+    ensure!(newer != settings, "the engine has another version: {settings}");
+    let crc = crc32fast::hash(newer.as_bytes()).to_le_bytes();
+    fs::write(&conf, [newer.as_bytes(), &crc].concat())?;
+    let written = fs::read(&conf)?;
+    node.spawn_again()?;
+    let code = node.wait_exit(DRAIN).await?;
+    ensure!(code > 0, "it ends with {code}");
+    ensure!(
+        node.log().tail(5).contains("store"),
+        "unclear: {}",
+        node.log().tail(5)
+    );
+    ensure!(fs::read(&conf)? == written, "it was changed");
+
+    // A file where the directory should be.
+    node.wipe_data()?;
+    fs::create_dir_all(node.data_dir())?;
+    fs::write(node.data_dir().join("store"), b"mine")?;
+    node.spawn_again()?;
+    let code = node.wait_exit(DRAIN).await?;
+    ensure!(code > 0, "it ends with {code}");
+    ensure!(fs::read(node.data_dir().join("store"))? == b"mine");
+    Ok(())
+}
