@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use expediter_types::{
-    Answer, AttemptClass, ClosedBecause, DeadReason, Limits, OutcomeKind, Priority, Rate, Seq,
+    Answer, AttemptClass, ClosedBecause, DeadReason, Limits, Now, OutcomeKind, Priority, Rate, Seq,
     UnixMillis,
 };
 
@@ -86,6 +86,14 @@ pub struct Closure {
     pub until: UnixMillis,
     /// How often in a row the circuit breaker opened; 0 for other causes.
     pub times: u32,
+}
+
+impl Closure {
+    /// It keeps the merchant's orders waiting; also while the probe after it is under way.
+    #[must_use]
+    pub fn is_in_force(&self, now: Now) -> bool {
+        self.until > now.wall || self.because != ClosedBecause::RateLimited
+    }
 }
 
 /// How an attempt ended, as far as its merchant's machine is concerned.

@@ -225,6 +225,8 @@ struct Finishing {
     in_store: bool,
     key: Option<u64>,
     kind: OutcomeKind,
+    /// Of its payload, when it ends as a dead letter.
+    dead_bytes: usize,
 }
 
 /// Why an order from before this epoch needs care.
@@ -272,6 +274,8 @@ pub struct PartitionMachine {
     inherited: HashMap<Seq, AttemptCount>,
     /// This owner began then.
     claimed_at: UnixMillis,
+    /// What came before was in a former owner's backlog.
+    accepted_until: UnixMillis,
     /// Orders from before the claim may have been sent by the former owner since this time.
     sent_since: Option<(UnixMillis, UnixMillis)>,
     /// OUTCOMES came back shorter: nobody knows which orders from before were sent.
@@ -326,6 +330,7 @@ impl PartitionMachine {
         now: Now,
     ) -> Self {
         let unknown = spent::Unknown::of(&recovered, now);
+        let accepted_until = recovered.accepted_until();
         let same_log = stored
             .meta
             .is_none_or(|m| m.incarnation == recovered.stamp.incarnation);
@@ -415,6 +420,7 @@ impl PartitionMachine {
                     .collect()
             },
             claimed_at: now.wall,
+            accepted_until,
             sent_since: crashed.then_some((recovered.marked_at, now.wall)),
             outcomes_lost_at: outcomes_lost.then_some(now.wall),
             unknown_since: recovered.unknown_since.into_iter().collect(),

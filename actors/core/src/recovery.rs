@@ -86,6 +86,22 @@ pub struct Recovered {
     pub busy_until: UnixMillis,
 }
 
+/// Between two marks of an owner that has something to say, with room; milliseconds.
+const MARKED_WITHIN: u64 = 10_000;
+
+impl Recovered {
+    /// Until when a former owner took orders in, by the broker's clock: what came after waited for
+    /// this one.
+    #[must_use]
+    pub fn accepted_until(&self) -> UnixMillis {
+        match &self.replaced {
+            None => 0,
+            Some(claim) if claim.state != ClaimState::Held => claim.at,
+            Some(claim) => claim.at.max(self.marked_at).saturating_add(MARKED_WITHIN),
+        }
+    }
+}
+
 /// Why what was read is no state to begin work with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Incomplete {

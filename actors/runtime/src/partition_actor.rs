@@ -125,6 +125,14 @@ impl PartitionActor {
         }
     }
 
+    /// Those of batches that the store has, unless nothing more is to come in.
+    fn give_credits_back(&mut self) {
+        let stored = |(batch, _): &(u64, Credit)| *batch <= self.committed;
+        while !self.parts.machine.is_full() && self.credits.front().is_some_and(stored) {
+            self.credits.pop_front();
+        }
+    }
+
     fn handle_input(&mut self, input: Input, ctx: &mut Context<Self>) {
         let now = Clock::now();
         let Parts {
@@ -147,20 +155,14 @@ impl PartitionActor {
                     .store(self.parts.machine.seen(), Ordering::Release);
                 self.hand_to_store(ctx);
                 // Without changes for the store the credit is given back at once.
-                if self.batches > self.committed {
+                if self.batches > self.committed || self.parts.machine.is_full() {
                     self.credits.push_back((self.batches, credit));
                 }
             }
             Input::Committed(number) => {
                 machine.on_committed(number);
                 self.committed = number;
-                while self
-                    .credits
-                    .front()
-                    .is_some_and(|(batch, _)| *batch <= number)
-                {
-                    self.credits.pop_front();
-                }
+                self.give_credits_back();
             }
             Input::Loaded(load, loaded) => machine.on_loaded(load, loaded, &**directory, now),
             Input::Answer {
@@ -543,6 +545,7 @@ impl PartitionActor {
                     self.parts.gauges.unmarked_since.store(0, Ordering::Relaxed);
                     self.parts.log.marked(low_water, last_taken, last_taken_at);
                 }
+                self.give_credits_back();
             }
             Written::Fenced { current } => {
                 tracing::warn!(

@@ -637,7 +637,7 @@ impl PartitionIntake for Intake {
                 Err(bad) => bad.payload.len(),
             };
             let bytes: usize = batch.messages.iter().map(size).sum();
-            let kib = u32::try_from(bytes / 1024)
+            let kib = u32::try_from(bytes.div_ceil(1024))
                 .unwrap_or(u32::MAX)
                 .min(self.all_kib);
             self.gauges.intake_waits(true);

@@ -17,6 +17,7 @@ use crate::broker::{Broker, NoAck};
 use crate::clock::{millis, wall};
 use crate::error::chain;
 use crate::identity::{Identity, Witness, check, check_by_mark};
+use crate::lease::lease_of;
 use crate::members::Members;
 use crate::recovery::{Claimed, MarkHead};
 
@@ -44,6 +45,14 @@ pub(crate) struct Claimant {
     pub(crate) patience: Duration,
     /// After so many crashes of its owners within [`CRASH_WINDOW`] a partition starts paused; 0: never.
     pub(crate) crash_limit: usize,
+}
+
+/// Whether a claim may be replaced.
+enum Replaceable {
+    No,
+    Yes,
+    /// If the broker, too, says that this process has no lease.
+    IfDead(NodeName, String),
 }
 
 /// The newest claim record of a partition.
@@ -89,8 +98,15 @@ impl Claimant {
         remembered: Option<Remembered>,
     ) -> Result<Option<Claimed>, Error> {
         let last = self.last(partition).await?;
-        if !self.may_replace(last.claim.as_ref()) {
-            return Ok(None);
+        match self.may_replace(last.claim.as_ref()) {
+            Replaceable::No => return Ok(None),
+            Replaceable::Yes => {}
+            // What is known of the others may be old: this process may just have been woken up.
+            Replaceable::IfDead(node, instance) => {
+                if lease_of(&self.broker, &node).await?.as_ref() == Some(&instance) {
+                    return Ok(None);
+                }
+            }
         }
         let (incarnation, cut) = self
             .incarnation(partition, last.claim.as_ref(), meta, remembered)
@@ -150,21 +166,27 @@ impl Claimant {
 
     /// A live owner's claim is replaced only after its release, after its lease has ended, or when
     /// it had time enough to hand over.
-    fn may_replace(&self, claim: Option<&Claim>) -> bool {
+    fn may_replace(&self, claim: Option<&Claim>) -> Replaceable {
         let members = self.members.borrow();
-        let Some(claim) = claim else {
-            return members.synced;
-        };
         if !members.synced {
-            return false;
+            return Replaceable::No;
         }
+        let Some(claim) = claim else {
+            return Replaceable::Yes;
+        };
         let released = claim.state != ClaimState::Held;
         let ours = claim.node == self.node;
         let lives = members
             .live
             .get(&claim.node)
             .is_some_and(|m| m.instance == claim.instance);
-        released || ours || !lives || members.changed.elapsed() > self.patience
+        if released || ours || members.changed.elapsed() > self.patience {
+            Replaceable::Yes
+        } else if lives {
+            Replaceable::No
+        } else {
+            Replaceable::IfDead(claim.node.clone(), claim.instance.clone())
+        }
     }
 
     /// What the partition did to its owners. A broker that was away is to blame for what ended about

@@ -278,3 +278,14 @@ fn headers(revision: Seq, extra: &[(&str, &str)]) -> HeaderMap {
     }
     headers
 }
+
+/// The process that has the lease of this name, as the broker says; `None`: nobody has.
+///
+/// # Errors
+/// The broker does not answer.
+pub(crate) async fn lease_of(broker: &Broker, node: &NodeName) -> Result<Option<String>, Error> {
+    let stream = bucket_stream(subjects::NODES);
+    let message = broker.last(&stream, &subject(node)).await?;
+    let record = message.and_then(|message| decode_node(&message.payload).ok());
+    Ok(record.map(|record| record.instance))
+}

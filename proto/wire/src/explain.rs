@@ -59,6 +59,10 @@ pub enum Reason {
     PartitionPaused,
     /// Too many outcomes wait for the broker.
     OutcomesWait,
+    /// Too many of the merchant's dead letters do.
+    DeadLettersWait,
+    /// The orders in memory are too large for more of this merchant.
+    MemoryFull,
     /// An older order of its key was parked: `order resolve`.
     ParkedKey,
     /// Not before this time.
@@ -80,8 +84,19 @@ pub enum Reason {
     Rate {
         limit: String,
     },
-    /// A limit that merchants share.
-    SharedLimit,
+    /// A limit that merchants share. `scope`: group, credential or node; `held`: rate, concurrency,
+    /// closed (a merchant asked to wait) or no_slice (other nodes have all of it). An older node
+    /// does not say which.
+    SharedLimit {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scope: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        held: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<Rfc3339>,
+    },
     /// The attempts in flight of the node.
     Capacity,
     /// Orders that were tried before wait for the retry budget.

@@ -226,8 +226,12 @@ impl PartitionMachine {
                 backlog.panics.clear();
                 backlog.condemned = None;
                 match active {
-                    // Keys mean something else now: begin again from the store.
-                    Some(old) if old.limits.ordering != new.limits.ordering => {
+                    // Keys or deadlines mean something else now: begin again from the store.
+                    Some(old)
+                        if old.limits.ordering != new.limits.ordering
+                            || old.retry.deadline != new.retry.deadline
+                            || old.retry.margin != new.retry.margin =>
+                    {
                         self.begin_again(&new, now);
                     }
                     Some(_) => {

@@ -23,6 +23,8 @@ const CONDEMN_AT_ONCE: usize = 256;
 /// While so many dead letters of a merchant wait for the log, nothing of it starts, and its quota
 /// makes no more: each holds its payload, and the others' wait behind them.
 const DEAD_AT_ONCE: u32 = 1_000;
+/// The same for their payloads, in bytes.
+const DEAD_BYTES_AT_ONCE: usize = 8 << 20;
 
 /// A read from the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,6 +132,10 @@ pub(super) struct Backlog {
     pub(super) finishing: u32,
     /// Of `finishing`, those that end as dead letters.
     pub(super) dead: u32,
+    /// Their payloads.
+    pub(super) dead_bytes: usize,
+    /// Payloads in the mailbox, in bytes.
+    pub(super) window_bytes: usize,
     pub(super) incarnation: u64,
     /// Orders that this incarnation gave back.
     pub(super) returns: u64,
@@ -182,6 +188,8 @@ impl Backlog {
             key_heads: VecDeque::new(),
             finishing: 0,
             dead: 0,
+            dead_bytes: 0,
+            window_bytes: 0,
             incarnation: 0,
             returns: 0,
             next_due: None,
@@ -277,7 +285,7 @@ impl Backlog {
 
     /// So many of its orders end as dead letters that no more may.
     pub(super) fn ends_enough(&self) -> bool {
-        self.dead >= DEAD_AT_ONCE
+        self.dead >= DEAD_AT_ONCE || self.dead_bytes >= DEAD_BYTES_AT_ONCE
     }
 
     /// Nothing is known of it that would be missed.
@@ -348,7 +356,7 @@ impl PartitionMachine {
             && stored.state.due.is_none_or(|due| due <= now.wall)
             && self.writer.unconfirmed() < self.config.unconfirmed
             && backlog.room(merchant) > 0
-            && !(self.window_is_full() && backlog.offered > 0)
+            && !self.has_its_share(backlog)
     }
 
     /// Puts an order into the mailbox of its merchant, starting the actor when there is none.
@@ -372,7 +380,9 @@ impl PartitionMachine {
         };
         backlog.offered += 1;
         backlog.last_used = now.mono;
-        self.window_bytes += stored.order.payload.len();
+        let bytes = stored.order.payload.len();
+        backlog.window_bytes += bytes;
+        self.window_bytes += bytes;
         offer.returns = backlog.returns;
         self.window.insert(
             offer.seq,

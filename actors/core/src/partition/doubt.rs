@@ -40,8 +40,15 @@ impl PartitionMachine {
     pub(super) fn look_later(&self, stored: &mut Stored, merchant: &Merchant, now: Now) {
         let state = &mut stored.state;
         state.ambiguous = true;
+        let envelope = &stored.order.envelope;
+        // A next generation may follow the one before at once.
+        let published = match envelope.generation {
+            1 => 0,
+            _ => envelope.created,
+        };
         let from = self
             .claimed_at
+            .max(published)
             .saturating_add(millis(merchant.adapter.settles_after()));
         if from > now.wall {
             state.due = Some(state.due.unwrap_or(0).max(from));

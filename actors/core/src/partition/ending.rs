@@ -57,6 +57,7 @@ impl PartitionMachine {
     /// So many decisions wait for their acknowledgement that no more orders are ended.
     pub(super) fn ends_enough(&self) -> bool {
         self.writer.unconfirmed() >= ENDING_AT_ONCE.min(self.config.unconfirmed)
+            || self.writer.dead_letters_full()
     }
 
     /// Goes on ending orders when enough of those before are acknowledged.
@@ -128,7 +129,7 @@ impl PartitionMachine {
             backlog.cursor = seq;
             self.unknown_since.insert(merchant.clone(), created);
         } else if backlog.unloaded > 0 && !(ready.exhausted && ended == 0 && stale.is_empty()) {
-            if enough {
+            if enough || backlog.ends_enough() {
                 self.ending.insert(merchant.clone());
                 return;
             }

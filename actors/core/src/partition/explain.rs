@@ -2,6 +2,7 @@
 
 use expediter_types::{MerchantId, Now, Priority, Seq};
 
+use super::backlog::Backlog;
 use super::merchants::Stage;
 use super::{Directory, MerchantRow, PartitionMachine};
 use crate::Stored;
@@ -16,6 +17,10 @@ pub struct Explained {
     pub waits: Wait,
     /// So many outcomes wait for their acknowledgement that nothing starts.
     pub outcomes_wait: bool,
+    /// So many of its dead letters wait for that that nothing of it starts.
+    pub dead_letters_wait: bool,
+    /// The mailboxes hold so many bytes that it gets no more.
+    pub memory_full: bool,
     /// The owner gives the partition back.
     pub hands_over: bool,
     /// The whole partition: too many owners crashed.
@@ -44,6 +49,8 @@ impl PartitionMachine {
             row: self.rows(Some(merchant), directory, now).pop(),
             waits: backlog.map_or(Wait::Nothing, |backlog| backlog.waits),
             outcomes_wait: self.writer.unconfirmed() >= self.config.unconfirmed,
+            dead_letters_wait: backlog.is_some_and(Backlog::ends_enough),
+            memory_full: backlog.is_some_and(|backlog| self.has_its_share(backlog)),
             hands_over: self.draining,
             paused: self.paused,
             ended_per_minute: backlog.map_or(0, |backlog| backlog.stats.pace(now)),

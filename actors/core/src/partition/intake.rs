@@ -204,7 +204,7 @@ impl PartitionMachine {
     /// letters come faster than the log takes them, the order has a place in the store instead.
     fn over_quota(&self, stored: &Stored, merchant: &Merchant) -> Option<String> {
         let quota = merchant.limits.backlog?;
-        let read_again = stored.order.envelope.created < self.claimed_at;
+        let read_again = stored.order.envelope.created <= self.accepted_until;
         let tried = stored.state.first_attempt.is_some();
         let backlog = self.backlogs.get(&merchant.id)?;
         let waiting = backlog.waiting();

@@ -21,7 +21,11 @@ impl PartitionMachine {
         let unconfirmed = self.writer.unconfirmed() >= self.config.unconfirmed;
         let enough = self.ends_enough();
         let manifest = self.manifest(id, directory);
-        let window_is_full = self.window_is_full();
+        let has_its_share = self
+            .backlogs
+            .get(id)
+            .is_some_and(|backlog| self.has_its_share(backlog));
+        let window_is_full = self.window_bytes >= self.config.window_bytes;
         let Some(backlog) = self.backlogs.get_mut(id) else {
             return;
         };
@@ -29,7 +33,7 @@ impl PartitionMachine {
             return;
         }
         if backlog.condemned.is_some() {
-            if enough {
+            if enough || backlog.ends_enough() {
                 self.ending.insert(id.clone());
                 return;
             }
@@ -41,10 +45,7 @@ impl PartitionMachine {
             self.commands.push_back(Command::Load(load));
             return;
         }
-        let keeps = backlog.quarantined
-            || held
-            || backlog.ends_enough()
-            || (window_is_full && backlog.offered > 0);
+        let keeps = backlog.quarantined || held || backlog.ends_enough() || has_its_share;
         if keeps || self.draining || self.paused || unconfirmed {
             return;
         }
@@ -126,7 +127,7 @@ impl PartitionMachine {
             && (backlog.accepting != Accepting::Fresh || due > now.wall)
             && !(std::mem::take(&mut backlog.due_went) && backlog.can_load(up_to))
         {
-            if due <= now.wall && ordered && backlog.due_above == Some(ledger_seen) {
+            if due <= now.wall && backlog.due_above == Some(ledger_seen) {
                 self.gated.insert(id.clone());
             } else if due <= now.wall {
                 backlog.loading = true;
@@ -415,6 +416,13 @@ impl PartitionMachine {
             return self.put_back(&stored);
         }
         if self.is_unread(seq) {
+            if stored.state.due.is_some()
+                && let Some(backlog) = self.backlogs.get_mut(&id)
+            {
+                // Its time has come, and the index would give it again at once.
+                backlog.due_above = Some(seen);
+                self.gated.insert(id);
+            }
             self.unread.insert(seq, Place::of(&stored));
             return;
         }
@@ -463,7 +471,7 @@ impl PartitionMachine {
                     || b.held
                     || b.condemned.is_some()
                     || b.room(&merchant) == 0
-                    || (self.window_is_full() && b.offered > 0)
+                    || self.has_its_share(b)
             });
         if blocked {
             return self.put_back(&stored);
@@ -472,10 +480,12 @@ impl PartitionMachine {
         self.offer(stored, true, &merchant, now);
     }
 
-    /// So many bytes are in mailboxes that a merchant has one order there, and the others wait in the
-    /// store.
-    pub(super) fn window_is_full(&self) -> bool {
-        self.window_bytes >= self.config.window_bytes
+    /// So many bytes are in mailboxes that this merchant gets no more: it has a sixteenth of them, or
+    /// they are four times as many as they should be and it has one order there.
+    pub(super) fn has_its_share(&self, backlog: &Backlog) -> bool {
+        let most = self.config.window_bytes;
+        let large = self.window_bytes >= most && backlog.window_bytes >= most / 16;
+        backlog.offered > 0 && (large || self.window_bytes >= most.saturating_mul(4))
     }
 
     /// A former owner stored it from a fresh tail, and the main reader has not come there.

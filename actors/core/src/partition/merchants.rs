@@ -314,13 +314,13 @@ impl PartitionMachine {
     /// Takes an order out of its mailbox.
     pub(super) fn leave_window(&mut self, seq: Seq) -> Option<Held> {
         let held = self.window.remove(&seq)?;
-        self.window_bytes = self
-            .window_bytes
-            .saturating_sub(held.stored.order.payload.len());
+        let bytes = held.stored.order.payload.len();
+        self.window_bytes = self.window_bytes.saturating_sub(bytes);
         let backlog = self
             .backlogs
             .get_mut(&held.stored.order.envelope.merchant)?;
         backlog.offered = backlog.offered.saturating_sub(1);
+        backlog.window_bytes = backlog.window_bytes.saturating_sub(bytes);
         if matches!(held.stage, Stage::Running { .. } | Stage::Marking { .. }) {
             backlog.running = backlog.running.saturating_sub(1);
             self.running = self.running.saturating_sub(1);

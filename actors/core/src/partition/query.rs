@@ -217,7 +217,7 @@ impl PartitionMachine {
         if let Some(held) = HeldBy::of(&merchant, directory, now) {
             return MerchantState::Held(held);
         }
-        match backlog.closure.filter(|closure| closure.until > now.wall) {
+        match backlog.closure.filter(|closure| closure.is_in_force(now)) {
             Some(closure) => MerchantState::Closed {
                 because: closure.because,
                 until: closure.until,
@@ -335,7 +335,7 @@ impl PartitionMachine {
     pub fn closed_merchants(&self, now: Now) -> impl Iterator<Item = ClosedBecause> + '_ {
         let closures = self.backlogs.values().filter_map(|backlog| backlog.closure);
         closures
-            .filter(move |closure| closure.until > now.wall)
+            .filter(move |closure| closure.is_in_force(now))
             .map(|closure| closure.because)
     }
 

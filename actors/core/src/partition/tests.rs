@@ -178,6 +178,7 @@ fn at(millis: u64) -> Now {
 fn a_quota_counts_when_an_order_comes_in_and_not_when_it_is_read_again() {
     let one = One::of(|merchant| merchant.limits.backlog = Some(2)).held();
     let mut machine = machine(10_000);
+    machine.accepted_until = 10_000;
     let now = at(11_000);
     // A former owner had taken them.
     for seq in 1..=5 {
@@ -316,4 +317,105 @@ fn large_orders_of_many_do_not_fill_the_memory() {
     }
     assert_eq!(machine.window.len(), 5, "two bytes each");
     assert_eq!(machine.stored_orders(), 45);
+}
+
+/// A shorter deadline holds at once for what is in the mailbox.
+#[test]
+fn a_shorter_deadline_ends_what_waits_in_the_mailbox() {
+    let long = One::of(|merchant| merchant.adapter.idempotency = Idempotency::Native);
+    let mut machine = machine(0);
+    machine.read(created("luigis", 1, 0), &long, at(1));
+    machine.take_commands();
+    let short = One::of(|merchant| {
+        merchant.adapter.idempotency = Idempotency::Native;
+        merchant.retry.deadline = Duration::from_secs(1);
+    });
+    machine.on_registry(&short.0.id, &short, at(5_000));
+    let commands: Vec<_> = machine.take_commands().collect();
+    let begins_again = commands.iter().any(|c| matches!(c, Command::Release(_)));
+    assert!(begins_again, "{commands:?}");
+}
+
+/// While it is probed a merchant is closed for whoever asks, and for a successor.
+#[test]
+fn a_closure_is_in_force_while_it_is_probed() {
+    let one = One::of(|merchant| merchant.adapter.idempotency = Idempotency::Native);
+    let mut machine = machine(0);
+    machine.read(created("luigis", 1, 0), &one, at(1));
+    let id = one.0.id.clone();
+    machine.backlog(&id).closure = Some(Closure {
+        because: expediter_types::ClosedBecause::Breaker,
+        until: 100,
+        times: 3,
+    });
+    let now = at(5_000);
+    assert_eq!(machine.closed_merchants(now).count(), 1);
+    let row = machine.explain(&id, &one, now).row.expect("a row");
+    assert!(matches!(row.state, MerchantState::Closed { .. }), "{row:?}");
+    machine.backlog(&id).closure = Some(Closure {
+        because: expediter_types::ClosedBecause::RateLimited,
+        until: 100,
+        times: 0,
+    });
+    assert_eq!(machine.closed_merchants(now).count(), 0);
+}
+
+/// One merchant's large orders leave the others their room.
+#[test]
+fn who_holds_little_is_not_held_back_by_large_orders_of_others() {
+    let mut machine = machine(0);
+    machine.config.window_bytes = 32;
+    machine.window_bytes = 40;
+    let mut large = Backlog::new();
+    (large.offered, large.window_bytes) = (5, 30);
+    let mut small = Backlog::new();
+    (small.offered, small.window_bytes) = (5, 1);
+    assert!(machine.has_its_share(&large) && !machine.has_its_share(&small));
+    machine.window_bytes = 128;
+    assert!(machine.has_its_share(&small), "four times the bound");
+    assert!(!machine.has_its_share(&Backlog::new()), "one order each");
+}
+
+/// Orders that end without a place in the store hold the intake back when they come too fast.
+#[test]
+fn what_nobody_can_read_is_bounded_too() {
+    let mut machine = machine(0);
+    let payload = bytes::Bytes::from(vec![b'x'; 1 << 20]);
+    for seq in 1..=64 {
+        assert!(!machine.is_full());
+        let bad = crate::Undecodable {
+            merchant: MerchantId::new("luigis").unwrap(),
+            reason: "no id".to_owned(),
+            payload: payload.clone(),
+        };
+        let message = LogMessage {
+            seq,
+            at: 1,
+            order: Err(Box::new(bad)),
+        };
+        machine.on_log(IntakeSource::Main, vec![message], None, &Nobody, at(2));
+    }
+    assert!(machine.is_full());
+    assert_eq!(machine.unconfirmed(), 0, "others start");
+    let (number, _) = machine.next_record(at(3)).expect("a dead letter");
+    machine.on_acked(number, number, &Nobody, at(4));
+    assert!(!machine.is_full());
+}
+
+/// The one before may have been sent a moment ago.
+#[test]
+fn a_next_generation_is_asked_about_when_the_one_before_can_be_over() {
+    let one = One::of(|merchant| {
+        merchant.adapter.idempotency = Idempotency::Lookup;
+        merchant.adapter.lookup = Some(Box::new(Lookup {
+            url: "http://merchant.example/{id}".to_owned(),
+            after: Some(Duration::from_secs(7)),
+            rules: Vec::new(),
+        }));
+    });
+    let mut machine = machine(10_000);
+    let mut next = (*created("luigis", 1, 60_000)).clone();
+    next.envelope.generation = 2;
+    machine.read(Arc::new(next), &one, at(60_100));
+    assert_eq!(machine.backlogs[&one.0.id].next_due, Some(67_000));
 }

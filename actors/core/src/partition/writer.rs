@@ -20,6 +20,9 @@ const GROUP_BYTES: usize = 512 * 1024;
 const LISTED: usize = 2_000;
 /// What a mark says of an order in doubt stands for its place in that list after this.
 const UNLISTED_AFTER_MS: u64 = 60_000;
+/// Dead letters of all merchants, and their payloads in bytes, that may wait for the log.
+const DEAD_LETTERS: usize = 20_000;
+const DEAD_LETTER_BYTES: usize = 64 << 20;
 /// A successor without this owner's store notices repeats of at least this age.
 const REPEATS_WINDOW_MS: u64 = 600_000;
 /// Nor more than so many records of OUTCOMES, of whatever partition: about half a second of a
@@ -111,7 +114,10 @@ pub(super) struct Writer {
     dirty: VecDeque<MerchantId>,
     dirty_set: HashSet<MerchantId>,
     under_way: Option<(u64, UnderWay)>,
+    /// Decisions but dead letters.
     unacknowledged: usize,
+    /// Payloads of dead letters that are not acknowledged.
+    dead_bytes: usize,
     next_number: u64,
     /// The kind of record whose turn it is.
     turn: usize,
@@ -121,6 +127,8 @@ pub(super) struct Writer {
     hurry: bool,
     /// A mark is wanted once the store has this batch.
     mark_after: Option<u64>,
+    /// The store has the ids of all orders that records up to here have finished, when it has that.
+    saved_covers: Seq,
     marked: Option<(Seq, Seq, u64)>,
     finished: u64,
     pub(super) purge_candidate: Option<(MerchantId, Seq)>,
@@ -136,6 +144,7 @@ impl Writer {
             dirty_set: HashSet::new(),
             under_way: None,
             unacknowledged: 0,
+            dead_bytes: 0,
             next_number: 1,
             turn: 0,
             covers,
@@ -144,6 +153,7 @@ impl Writer {
             // The first mark says that this epoch knows what the former one did.
             hurry: true,
             mark_after: None,
+            saved_covers: covers,
             marked: None,
             finished: 0,
             purge_candidate: None,
@@ -215,9 +225,14 @@ impl Writer {
         self.hurry = true;
     }
 
-    /// Decisions without an acknowledgement.
+    /// Decisions without an acknowledgement, but dead letters.
     pub(super) fn unconfirmed(&self) -> usize {
         self.unacknowledged
+    }
+
+    /// So many dead letters wait that no more orders are taken in: each holds its payload.
+    pub(super) fn dead_letters_full(&self) -> bool {
+        self.dead.len() >= DEAD_LETTERS || self.dead_bytes >= DEAD_LETTER_BYTES
     }
 
     /// When a group that waits for company has waited enough.
@@ -265,11 +280,14 @@ impl PartitionMachine {
             "order {seq} ends a second time as {kind:?}"
         );
         let key = envelope.key.as_deref().map(key_hash);
+        let dead = matches!(kind, OutcomeKind::DeadLettered(_));
+        let dead_bytes = if dead { order.payload.len() } else { 0 };
         let finishing = Finishing {
             merchant: merchant.clone(),
             in_store,
             key,
             kind,
+            dead_bytes,
         };
         self.finishing.insert(seq, finishing);
         if kind == OutcomeKind::DeadLettered(DeadReason::Ambiguous) {
@@ -280,7 +298,8 @@ impl PartitionMachine {
         let sent = kind == OutcomeKind::Delivered || !state.history.is_empty();
         if let Some(backlog) = self.backlogs.get_mut(&merchant) {
             backlog.finishing += 1;
-            backlog.dead += u32::from(matches!(kind, OutcomeKind::DeadLettered(_)));
+            backlog.dead += u32::from(dead);
+            backlog.dead_bytes += dead_bytes;
             if in_store {
                 backlog.lanes.remove(seq);
             }
@@ -297,7 +316,6 @@ impl PartitionMachine {
             detail: why.detail,
             envelope,
         };
-        self.writer.unacknowledged += 1;
         if let OutcomeKind::DeadLettered(reason) = kind {
             let id = outcome.envelope.id.clone();
             self.event(Event::DeadLettered {
@@ -305,6 +323,7 @@ impl PartitionMachine {
                 id,
                 reason,
             });
+            self.writer.dead_bytes += dead_bytes;
             self.writer.dead.push_back(Box::new(DeadLetter {
                 outcome,
                 payload: order.payload.clone(),
@@ -316,6 +335,7 @@ impl PartitionMachine {
             let id = outcome.envelope.id.clone();
             self.event(Event::Expired { merchant, id });
         }
+        self.writer.unacknowledged += 1;
         self.writer.decided.push_back((now.mono, outcome));
     }
 
@@ -417,8 +437,10 @@ impl PartitionMachine {
             low_water <= seen,
             "low water {low_water} passed seen {seen}"
         );
+        // What was finished since by other orders is read again.
+        let covers = self.writer.saved_covers;
         let history = &mut self.writer.repeats_from;
-        history.push_back((now.wall, self.writer.covers));
+        history.push_back((now.wall, covers));
         while history
             .get(1)
             .is_some_and(|(at, _)| *at + REPEATS_WINDOW_MS <= now.wall)
@@ -426,10 +448,10 @@ impl PartitionMachine {
             history.pop_front();
         }
         // Owners that follow each other soon never see the window pass.
-        let oldest = self.writer.covers.saturating_sub(REPEATS_RECORDS);
+        let oldest = covers.saturating_sub(REPEATS_RECORDS);
         let repeats_from = history.front().map_or(0, |(_, seq)| *seq).max(oldest);
         let closed = self.backlogs.iter().filter_map(|(merchant, backlog)| {
-            let closure = backlog.closure.filter(|closure| closure.until > now.wall)?;
+            let closure = backlog.closure.filter(|closure| closure.is_in_force(now))?;
             let Closure {
                 because,
                 until,
@@ -449,7 +471,7 @@ impl PartitionMachine {
             seen,
             closed,
             finished: self.ledger.finished(),
-            covers: self.writer.covers,
+            covers,
             repeats_from,
             attempts: self.attempted.values().copied().collect(),
             unknown_since: self.unknown_since.clone().into_iter().collect(),
@@ -484,6 +506,12 @@ impl PartitionMachine {
         doubtful.map(|(seq, _)| *seq).collect()
     }
 
+    /// The caller takes no more orders in until it says otherwise.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.writer.dead_letters_full()
+    }
+
     fn to_mark(&self) -> (Seq, Seq, u64) {
         let (low_water, seen) = (self.ledger.low_water(), self.ledger.seen());
         (low_water, seen, self.writer.finished)
@@ -513,6 +541,7 @@ impl PartitionMachine {
     /// it need not read older outcomes.
     pub(super) fn request_mark(&mut self) {
         self.write_meta();
+        self.writer.saved_covers = self.writer.covers;
         let pending = u64::from(!self.ops.is_empty());
         self.writer.mark_after = Some(self.batch_number + pending);
     }
@@ -579,7 +608,6 @@ impl PartitionMachine {
     }
 
     fn on_finished(&mut self, seq: Seq, directory: &dyn Directory, now: Now) {
-        self.writer.unacknowledged = self.writer.unacknowledged.saturating_sub(1);
         self.writer.finished += 1;
         let was_open = self.ledger.finish(seq);
         check_invariant!(Ord1, was_open, "order {seq} was finished twice");
@@ -589,10 +617,17 @@ impl PartitionMachine {
             in_store,
             key,
             kind,
+            dead_bytes,
         }) = self.finishing.remove(&seq)
         else {
             return;
         };
+        let dead = matches!(kind, OutcomeKind::DeadLettered(_));
+        if dead {
+            self.writer.dead_bytes = self.writer.dead_bytes.saturating_sub(dead_bytes);
+        } else {
+            self.writer.unacknowledged = self.writer.unacknowledged.saturating_sub(1);
+        }
         self.event(Event::Finished { kind });
         if let Some(attempts) = self.writer.attempts.get_mut(&merchant) {
             attempts.forget(seq);
@@ -607,9 +642,10 @@ impl PartitionMachine {
         if let Some(backlog) = self.backlogs.get_mut(&merchant) {
             backlog.finishing = backlog.finishing.saturating_sub(1);
             backlog.finished_since_purge += 1;
-            if matches!(kind, OutcomeKind::DeadLettered(_)) {
+            if dead {
                 let enough = backlog.ends_enough();
                 backlog.dead = backlog.dead.saturating_sub(1);
+                backlog.dead_bytes = backlog.dead_bytes.saturating_sub(dead_bytes);
                 goes_on = enough && !backlog.ends_enough();
             }
         }

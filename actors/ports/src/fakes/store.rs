@@ -1,5 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use expediter_core::store::{
     Due, Gate, PartitionMeta, Ready, Repeat, StoreBatch, StoreOp, StoredMerchant, StoredPartition,
@@ -13,6 +13,9 @@ use crate::store::{MerchantStore, StoreError, StoreUsage, looked_at};
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     inner: Mutex<Inner>,
+    /// Commits wait.
+    stalled: Mutex<bool>,
+    goes_on: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +44,12 @@ impl MemoryStore {
     /// From now on every call answers with an error, as after a full or broken disk.
     pub fn fail(&self, why: &str) {
         self.lock().failed = Some(why.to_owned());
+    }
+
+    /// From now on commits wait, as for a slow disk, or go on.
+    pub fn stall(&self, stalled: bool) {
+        *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = stalled;
+        self.goes_on.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -257,6 +266,9 @@ impl Content {
 
 impl MerchantStore for MemoryStore {
     fn commit(&self, batches: &[StoreBatch]) -> Result<(), StoreError> {
+        let stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = self.goes_on.wait_while(stalled, |stalled| *stalled);
+        drop(waiting.unwrap_or_else(PoisonError::into_inner));
         let mut inner = self.lock();
         inner.check()?;
         for batch in batches {

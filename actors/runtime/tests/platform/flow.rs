@@ -257,3 +257,43 @@ async fn a_hung_merchant_leaves_capacity_for_others() {
     world.finished(100).await;
     assert_eq!(sent(&world), 40, "a fifth is reserved");
 }
+
+/// A disk that does not keep up holds the intake back, by the number of orders and by what they weigh,
+/// and the node says so; when it goes on, so does the intake, and nothing is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_store_holds_the_intake_back() {
+    for (credits, kib) in [(50, 65_536), (4_096, 1)] {
+        let mut paused = merchant("a");
+        // All of them go to the store.
+        paused.limits.rates = vec![Rate::new(1, Duration::from_secs(3_600)).unwrap()];
+        paused.limits.mailbox = 1;
+        paused.limits.concurrency = 1;
+        let options = Options {
+            intake_credits: credits,
+            intake_kib: kib,
+            ..Options::default()
+        };
+        let world = World::new(vec![paused], options, |_| (AttemptClass::Delivered, QUICK)).await;
+        world.store.stall(true);
+        let publishing = async {
+            for _ in 0..40 {
+                world.publish("a", 50).await;
+            }
+        };
+        tokio::pin!(publishing);
+        let waits = tokio::time::timeout(Duration::from_secs(1), &mut publishing).await;
+        assert!(waits.is_err(), "all of it was taken in");
+        let taken = world.next.load(std::sync::atomic::Ordering::Relaxed) - 1;
+        assert!(taken <= 400, "{taken} orders were taken in");
+        let snapshot = world.platform.snapshot();
+        assert!(snapshot.intake_waits >= 500_000, "{snapshot:?}");
+        world.store.stall(false);
+        publishing.await;
+        world
+            .until("all are stored", |world| {
+                world.platform.snapshot().unfinished == 2_000
+            })
+            .await;
+        assert_eq!(world.platform.snapshot().intake_waits, 0);
+    }
+}

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use expediter_core::recovery::Recovered;
 use expediter_core::{Order, payload_hash};
+use expediter_ports::fakes::MemoryStore;
 use expediter_ports::{
     AttemptRequest, BoxFuture, Courier, IntakeBatch, IntakeSource, LogMessage, MerchantStore,
     PartitionHost, PartitionIntake, PartitionLog, PublishFailure, Purge, Registered, RegistrySink,
@@ -128,6 +129,7 @@ pub(crate) struct World {
     pub(crate) log: Arc<Log>,
     pub(crate) courier: Arc<Scripted>,
     pub(crate) intake: Arc<dyn PartitionIntake>,
+    pub(crate) store: Arc<MemoryStore>,
     pub(crate) next: AtomicU64,
 }
 
@@ -146,12 +148,11 @@ impl World {
         }
         directory.loaded();
         directory.decisions_loaded();
-        let store: Arc<dyn MerchantStore> =
-            Arc::new(expediter_ports::fakes::MemoryStore::default());
+        let store = Arc::new(MemoryStore::default());
         let courier = Arc::new(Scripted::new(script));
         let platform = Platform::start(
             options,
-            store,
+            Arc::clone(&store) as Arc<dyn MerchantStore>,
             Arc::clone(&courier) as _,
             Arc::clone(&directory),
             Arc::new(Quiet),
@@ -203,6 +204,7 @@ impl World {
             log,
             courier,
             intake,
+            store,
             next: AtomicU64::new(1),
         }
     }

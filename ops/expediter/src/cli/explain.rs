@@ -65,7 +65,7 @@ impl Behind {
                 reason,
                 Reason::Rate { .. }
                     | Reason::Concurrency { .. }
-                    | Reason::SharedLimit
+                    | Reason::SharedLimit { .. }
                     | Reason::Held { .. }
             )
         };
@@ -100,7 +100,7 @@ impl Behind {
                         (m.limits.concurrency, m.limits.min_concurrency)
                     });
                 }
-                Reason::SharedLimit => {
+                Reason::SharedLimit { .. } => {
                     let scopes = registry.scopes_of(newest).await.unwrap_or_default();
                     behind.shared = scopes.into_iter().map(Shared::from).collect();
                 }
@@ -362,13 +362,34 @@ fn words(reason: &Reason, merchant: &MerchantId, behind: &Behind, now: UnixMilli
             }
         }
         Reason::Rate { limit: rate } => format!("the rate limit {rate}{}", limit()),
-        Reason::SharedLimit if behind.shared.is_empty() => {
-            "a limit that merchants share: `expediter merchant scope list`, or the node's own \
-             (node.rate)"
-                .to_owned()
-        }
-        Reason::SharedLimit => {
-            let limits = behind.shared.iter().map(|shared| {
+        Reason::SharedLimit {
+            scope,
+            name,
+            held,
+            until,
+        } => {
+            let is_it = |shared: &&Shared| {
+                let named = name.as_ref().is_none_or(|name| *name == shared.name);
+                named && scope.as_ref().is_none_or(|scope| scope == shared.scope)
+            };
+            let why = match (held.as_deref(), until) {
+                (Some("closed"), Some(until)) => {
+                    format!(
+                        ", which a merchant asked to leave alone: it opens {}",
+                        ago(until.0, now)
+                    )
+                }
+                (Some("rate"), _) => ", whose rate is used up".to_owned(),
+                (Some("concurrency"), _) => ", whose attempts in flight are used up".to_owned(),
+                (Some("no_slice"), _) => ", of which other nodes have all".to_owned(),
+                _ => String::new(),
+            };
+            let which = match (scope.as_deref(), name) {
+                (Some("node"), _) => return format!("the node's own limit (node.rate){why}"),
+                (Some(scope), Some(name)) => format!(" by {scope} {name}"),
+                _ => String::new(),
+            };
+            let limits = behind.shared.iter().filter(is_it).map(|shared| {
                 let concurrency = shared.concurrency.map(|most| format!("{most} in flight"));
                 let parts: Vec<_> = shared.rates.iter().cloned().chain(concurrency).collect();
                 let set = set(&shared.set_by);
@@ -380,7 +401,21 @@ fn words(reason: &Reason, merchant: &MerchantId, behind: &Behind, now: UnixMilli
                 )
             });
             let limits: Vec<_> = limits.collect();
-            format!("a limit that merchants share: {}", limits.join("; "))
+            let told = match limits.as_slice() {
+                [] if which.is_empty() => {
+                    ": `expediter merchant scope list`, or the node's own (node.rate)".to_owned()
+                }
+                [] => String::new(),
+                limits => format!(": {}", limits.join("; ")),
+            };
+            format!("a limit that merchants share{which}{told}{why}")
+        }
+        Reason::DeadLettersWait => {
+            "so many of its dead letters wait for the broker that nothing of it starts".to_owned()
+        }
+        Reason::MemoryFull => {
+            "orders in memory are too large for more of this merchant: the rest waits in the store"
+                .to_owned()
         }
         Reason::Capacity => "the node's attempts in flight are used up (node.in_flight)".to_owned(),
         Reason::RetryBudget => {
@@ -394,6 +429,15 @@ fn words(reason: &Reason, merchant: &MerchantId, behind: &Behind, now: UnixMilli
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn shared(scope: Option<&str>, name: Option<&str>) -> Reason {
+        Reason::SharedLimit {
+            scope: scope.map(str::to_owned),
+            name: name.map(str::to_owned),
+            held: name.map(|_| "rate".to_owned()),
+            until: None,
+        }
+    }
 
     #[test]
     fn causes_are_told_with_who_and_when() {
@@ -429,9 +473,13 @@ mod tests {
         };
         let now = 1_770_000_060_000;
         assert_eq!(
-            words(&Reason::SharedLimit, &luigis, &behind, now),
+            words(&shared(None, None), &luigis, &behind, now),
             "a limit that merchants share: credential vendor: 5/s, 3 in flight (set by bob 1 min \
              ago, revision 9)"
+        );
+        assert_eq!(
+            words(&shared(Some("group"), Some("pizza")), &luigis, &behind, now),
+            "a limit that merchants share by group pizza, whose rate is used up"
         );
         assert_eq!(
             words(&held, &luigis, &Behind::default(), now),

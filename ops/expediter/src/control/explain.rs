@@ -1,9 +1,12 @@
 //! Why orders wait: the machine's facts, put in the order in which they count.
 
 use expediter_core::merchant::Wait;
-use expediter_core::partition::{Explained, HeldBy, MerchantState as Row, OrderWait};
+use expediter_core::partition::{
+    Directory as _, Explained, HeldBy, MerchantState as Row, OrderWait,
+};
+use expediter_core::scopes::Held;
 use expediter_runtime::{Clock, Platform};
-use expediter_types::{MerchantId, Partition, UnixMillis};
+use expediter_types::{Merchant, MerchantId, Now, Partition, UnixMillis};
 use expediter_wire::Rfc3339;
 use expediter_wire::control::{ControlReply, OrderStatus, Place};
 use expediter_wire::explain::{Explanation, Reason};
@@ -22,10 +25,12 @@ pub(super) async fn merchant(
     let id = merchant.clone();
     let asked = platform.ask(partition, move |machine, directory| {
         let now = Clock::now();
-        (machine.explain(&id, directory, now), now)
+        let manifest = directory.merchant(&id);
+        (machine.explain(&id, directory, now), manifest, now)
     });
-    let (explained, now) = asked.await?;
-    let reasons = of_merchant(&explained);
+    let (explained, manifest, now) = asked.await?;
+    let shared = || shared(platform, manifest.as_deref(), now);
+    let reasons = of_merchant(&explained, shared);
     let waiting = explained.row.as_ref().map_or(0, |row| row.backlog);
     let goes =
         from(&explained, now.wall).and_then(|from| goes(waiting, explained.ended_per_minute, from));
@@ -59,12 +64,20 @@ pub(super) async fn order(
         let wait = held
             .or(stored)
             .map(|stored| machine.explain_order(&stored, older as u64, directory));
-        (machine.explain(&id, directory, now), wait, now)
+        let manifest = directory.merchant(&id);
+        (machine.explain(&id, directory, now), wait, manifest, now)
     });
-    let (explained, wait, now) = asked.await?;
+    let (explained, wait, manifest, now) = asked.await?;
+    let shared = || shared(platform, manifest.as_deref(), now);
     let ahead = wait.as_ref().map(|wait| wait.ahead);
     let reasons = match waits {
-        true => of_order(&order, wait.as_ref(), &explained, ahead, now.wall),
+        true => of_order(
+            &order,
+            wait.as_ref(),
+            || of_merchant(&explained, shared),
+            ahead,
+            now.wall,
+        ),
         false => Vec::new(),
     };
     let freely = wait.as_ref().is_some_and(|wait| !wait.parked_key);
@@ -130,7 +143,7 @@ fn goes(waiting: u64, per_minute: u64, from: UnixMillis) -> Option<UnixMillis> {
 fn of_order(
     order: &OrderStatus,
     wait: Option<&OrderWait>,
-    explained: &Explained,
+    of_merchant: impl FnOnce() -> Vec<Reason>,
     ahead: Option<u64>,
     now: UnixMillis,
 ) -> Vec<Reason> {
@@ -151,14 +164,39 @@ fn of_order(
     if wait.is_some_and(|wait| wait.parked_key) {
         reasons.push(Reason::ParkedKey);
     }
-    reasons.extend(of_merchant(explained));
+    reasons.extend(of_merchant());
     if ahead.is_some_and(|ahead| ahead > 0) {
         reasons.push(Reason::OlderFirst);
     }
     reasons
 }
 
-fn of_merchant(explained: &Explained) -> Vec<Reason> {
+/// The shared limits of a merchant that hold it now, as far as this node knows.
+fn shared(platform: &Platform, merchant: Option<&Merchant>, now: Now) -> Vec<Reason> {
+    let wall = |at: u64| Rfc3339(now.wall + at.saturating_sub(now.mono) / 1_000);
+    let all = merchant.map(|merchant| platform.shared_status(merchant));
+    let holding = all.into_iter().flatten().filter_map(|status| {
+        let (held, until) = match status.held? {
+            Held::Rate(at) => ("rate", Some(wall(at))),
+            Held::Concurrency => ("concurrency", None),
+            Held::Closed(at) => ("closed", Some(wall(at))),
+            Held::NoSlice => ("no_slice", None),
+        };
+        let (scope, name) = match status.limit {
+            Some((scope, name)) => (scope.as_str(), Some(name)),
+            None => ("node", None),
+        };
+        Some(Reason::SharedLimit {
+            scope: Some(scope.to_owned()),
+            name,
+            held: Some(held.to_owned()),
+            until,
+        })
+    });
+    holding.collect()
+}
+
+fn of_merchant(explained: &Explained, shared: impl FnOnce() -> Vec<Reason>) -> Vec<Reason> {
     let mut reasons = Vec::new();
     match explained.row.as_ref().map(|row| &row.state) {
         Some(Row::Unknown) => reasons.push(Reason::NotRegistered),
@@ -186,6 +224,12 @@ fn of_merchant(explained: &Explained) -> Vec<Reason> {
     if explained.outcomes_wait {
         reasons.push(Reason::OutcomesWait);
     }
+    if explained.dead_letters_wait {
+        reasons.push(Reason::DeadLettersWait);
+    }
+    if explained.memory_full {
+        reasons.push(Reason::MemoryFull);
+    }
     match explained.waits {
         Wait::Nothing | Wait::Closed | Wait::Halted => {}
         Wait::Key => reasons.push(Reason::BehindItsKey),
@@ -196,7 +240,16 @@ fn of_merchant(explained: &Explained) -> Vec<Reason> {
         Wait::Local => reasons.push(Reason::Local),
         Wait::Budget => reasons.push(Reason::RetryBudget),
         Wait::Capacity => reasons.push(Reason::Capacity),
-        Wait::Shared => reasons.push(Reason::SharedLimit),
+        Wait::Shared => {
+            let holding = shared();
+            let none = holding.is_empty().then_some(Reason::SharedLimit {
+                scope: None,
+                name: None,
+                held: None,
+                until: None,
+            });
+            reasons.extend(holding.into_iter().chain(none));
+        }
     }
     reasons
 }

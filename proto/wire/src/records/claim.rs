@@ -29,34 +29,23 @@ struct ClaimJson<'a> {
     cut: u64,
     at: Rfc3339,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    crashes: Vec<CrashJson<'a>>,
+    crashes: Vec<Rfc3339>,
+    /// The processes, one for each of `crashes`.
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    crashed: Vec<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "json::is_false")]
     paused: bool,
 }
 
-#[derive(Serialize, Deserialize)]
-struct CrashJson<'a> {
-    at: Rfc3339,
-    #[serde(borrow)]
-    instance: Cow<'a, str>,
-}
-
-impl<'a> From<&'a Crash> for CrashJson<'a> {
-    fn from(crash: &'a Crash) -> Self {
-        Self {
-            at: Rfc3339(crash.at),
-            instance: Cow::from(&crash.instance),
-        }
-    }
-}
-
-impl From<CrashJson<'_>> for Crash {
-    fn from(crash: CrashJson<'_>) -> Self {
-        Self {
-            at: crash.at.0,
-            instance: crash.instance.into_owned(),
-        }
-    }
+/// The processes may be unknown: an older version wrote the times alone.
+fn crashes(at: Vec<Rfc3339>, of: Vec<Cow<'_, str>>) -> Vec<Crash> {
+    let unknown = std::iter::repeat(Cow::Borrowed(""));
+    let of = of.into_iter().chain(unknown);
+    let crash = |(at, instance): (Rfc3339, Cow<'_, str>)| Crash {
+        at: at.0,
+        instance: instance.into_owned(),
+    };
+    at.into_iter().zip(of).map(crash).collect()
 }
 
 /// `claim.<p>`: held, or released. Its own sequence is the token of what follows.
@@ -74,7 +63,13 @@ pub fn encode_claim(claim: &Claim) -> Bytes {
         incarnation: claim.incarnation.into(),
         cut: claim.cut,
         at: Rfc3339(claim.at),
-        crashes: claim.crashes.of.iter().map(CrashJson::from).collect(),
+        crashes: claim.crashes.of.iter().map(|c| Rfc3339(c.at)).collect(),
+        crashed: claim
+            .crashes
+            .of
+            .iter()
+            .map(|c| Cow::from(&c.instance))
+            .collect(),
         paused: claim.crashes.paused,
     };
     if let ClaimState::Released {
@@ -113,7 +108,7 @@ pub fn decode_claim(bytes: &[u8]) -> Result<Claim, WireError> {
         cut: record.cut,
         at: record.at.0,
         crashes: Crashes {
-            of: record.crashes.into_iter().map(Crash::from).collect(),
+            of: crashes(record.crashes, record.crashed),
             paused: record.paused,
         },
     })

@@ -467,3 +467,16 @@ fn shifts_are_read_back() {
         Err(WireError::Subject { .. })
     ));
 }
+
+proptest! {
+    /// Older versions wrote when owners crashed, and not which process it was.
+    #[test]
+    fn crashes_of_an_older_version_are_read(claim in claims()) {
+        let mut record: serde_json::Value = serde_json::from_slice(&encode_claim(&claim)).unwrap();
+        record.as_object_mut().unwrap().remove("crashed");
+        let read = decode_claim(&serde_json::to_vec(&record).unwrap()).unwrap();
+        let times = |claim: &Claim| claim.crashes.of.iter().map(|c| c.at).collect::<Vec<_>>();
+        prop_assert_eq!(times(&read), times(&claim));
+        prop_assert!(read.crashes.of.iter().all(|crash| crash.instance.is_empty()));
+    }
+}

@@ -7,14 +7,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use async_nats::jetstream;
 use expediter_harness::{NewOrder, World, eventually};
 use expediter_nats::{
     ConnectOptions, Connection, Credentials, OrderPublisher, TailFrom, tail_outcomes,
 };
 use expediter_types::MerchantId;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use nkeys::KeyPair;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use yaml_rust2::{Yaml, YamlLoader};
 
 use super::{OK, Ran, command, finished, path_with_broker, run_in};
@@ -56,24 +62,92 @@ async fn settings(dir: &Path, file: Option<&Path>, variables: &[(String, String)
 #[tokio::test(flavor = "multi_thread")]
 async fn the_brokers_take_their_files() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let mut server = tokio::process::Command::new("nats-server");
-    server
-        .env("PATH", path_with_broker()?)
-        .args(["-t", "-c"])
-        .arg(deploy("nats/nats.conf"))
-        .env("NATS_NAME", "nats-1")
-        .env("NATS_STORE", dir.path());
-    for number in 1..=3 {
-        let route = format!("nats-route://nats-{number}:6222");
-        server.env(format!("NATS_ROUTE_{number}"), route);
-    }
-    for name in ["NODE", "PUBLISHER", "OPERATOR"] {
+    let certified = rcgen::generate_simple_self_signed(["nats-1".to_owned()])?;
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    fs::write(&cert, certified.cert.pem())?;
+    fs::write(&key, certified.signing_key.serialize_pem())?;
+    let keys = ["NODE", "PUBLISHER", "OPERATOR"].map(|name| {
         let (_, key) = user(dir.path(), name)?;
-        server.env(format!("{name}_NKEY"), key);
+        anyhow::Ok((format!("{name}_NKEY"), key))
+    });
+    let keys = keys.into_iter().collect::<Result<Vec<_>>>()?;
+    for config in ["nats.conf", "nats-tls.conf"] {
+        for number in 1..=3 {
+            let mut server = tokio::process::Command::new("nats-server");
+            server
+                .env("PATH", path_with_broker()?)
+                .args(["-t", "-c"])
+                .arg(deploy(&format!("nats/{config}")))
+                .env("NATS_STORE", dir.path())
+                .env("NATS_TLS_CERT", &cert)
+                .env("NATS_TLS_KEY", &key)
+                .env("NATS_TLS_CA", &cert);
+            for file in [format!("nats-{number}.env"), "cluster.env".to_owned()] {
+                let text = fs::read_to_string(deploy(&format!("nats/{file}")))?;
+                let lines = text.lines().filter(|line| !line.starts_with('#'));
+                server.envs(lines.filter_map(|line| line.split_once('=')));
+            }
+            server.envs(keys.iter().map(|(name, key)| (name, key)));
+            let checked = finished(server).await?;
+            let what = format!("{config} of server {number}");
+            checked
+                .exits(OK)
+                .and_then(|checked| checked.tells(&["configuration file", "is valid"]))
+                .with_context(|| what)?;
+        }
     }
-    let checked = finished(server).await?.exits(OK)?;
-    checked.tells(&["configuration file", "is valid"])?;
     Ok(())
+}
+
+/// Kubernetes takes the object: each of its fields is one of the API's, of the right type.
+fn fits<T: DeserializeOwned + Serialize>(object: &Yaml) -> Result<()> {
+    let given = json(object)?;
+    let taken: T = serde_json::from_value(given.clone())?;
+    let taken = serde_json::to_value(taken)?;
+    let unknown = missing(&given, &taken, String::new());
+    ensure!(unknown.is_empty(), "the API has no {unknown:?}");
+    Ok(())
+}
+
+/// Paths of what is in one and not in the other.
+fn missing(given: &Value, taken: &Value, path: String) -> Vec<String> {
+    match (given, taken) {
+        (Value::Object(given), Value::Object(taken)) => {
+            let each = given.iter().flat_map(|(key, value)| {
+                let path = format!("{path}.{key}");
+                match taken.get(key) {
+                    Some(other) => missing(value, other, path),
+                    None => vec![path],
+                }
+            });
+            each.collect()
+        }
+        (Value::Array(given), Value::Array(taken)) => {
+            let each = given.iter().zip(taken).enumerate();
+            each.flat_map(|(n, (value, other))| missing(value, other, format!("{path}[{n}]")))
+                .collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn json(yaml: &Yaml) -> Result<Value> {
+    Ok(match yaml {
+        Yaml::Hash(hash) => {
+            let mut object = serde_json::Map::new();
+            for (key, value) in hash {
+                let key = key.as_str().context("a key that is no text")?;
+                object.insert(key.to_owned(), json(value)?);
+            }
+            Value::Object(object)
+        }
+        Yaml::Array(array) => Value::Array(array.iter().map(json).collect::<Result<_>>()?),
+        Yaml::String(text) => Value::from(text.as_str()),
+        Yaml::Integer(number) => Value::from(*number),
+        Yaml::Boolean(truth) => Value::from(*truth),
+        Yaml::Real(text) => Value::from(text.parse::<f64>()?),
+        other => bail!("{other:?} in a manifest"),
+    })
 }
 
 /// Everything works with no more than `users.conf` gives, and not more than it should.
@@ -190,6 +264,9 @@ async fn nobody_needs_more_than_is_given() -> Result<()> {
 async fn kubernetes_manifests_fit_the_product_and_each_other() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut all = BTreeMap::new();
+    for namespace in yaml("kubernetes/namespace.yaml")? {
+        fits::<core::Namespace>(&namespace)?;
+    }
     for file in ["expediter", "keda", "podmonitor"] {
         for object in yaml(&format!("kubernetes/{file}.yaml"))? {
             let text = |path: &[&str]| -> Result<String> {
@@ -200,7 +277,18 @@ async fn kubernetes_manifests_fit_the_product_and_each_other() -> Result<()> {
             text(&["apiVersion"])?;
             ensure!(text(&["metadata", "namespace"])? == "expediter");
             ensure!(text(&["metadata", "name"])? == "expediter");
-            all.insert(text(&["kind"])?, object);
+            let kind = text(&["kind"])?;
+            let checked = match kind.as_str() {
+                "ConfigMap" => fits::<core::ConfigMap>(&object),
+                "Service" => fits::<core::Service>(&object),
+                "StatefulSet" => fits::<StatefulSet>(&object),
+                "PodDisruptionBudget" => fits::<PodDisruptionBudget>(&object),
+                // Kinds of their own operators, whose fields are looked at below.
+                "PodMonitor" | "ScaledObject" => Ok(()),
+                other => bail!("{other} is unknown here"),
+            };
+            checked.with_context(|| kind.clone())?;
+            all.insert(kind, object);
         }
     }
     let kinds: Vec<&str> = all.keys().map(String::as_str).collect();
@@ -275,12 +363,20 @@ async fn kubernetes_manifests_fit_the_product_and_each_other() -> Result<()> {
     let scaled = &all["ScaledObject"]["spec"];
     ensure!(scaled["scaleTargetRef"]["kind"].as_str() == Some("StatefulSet"));
     ensure!(scaled["minReplicaCount"].as_i64() >= Some(2));
-    let query = scaled["triggers"][0]["metadata"]["query"]
-        .as_str()
-        .context("no query")?;
     let metrics = fs::read_to_string(deploy("../docs/metrics.md"))?;
-    let metric = "expediter_orders_held_by_node";
-    ensure!(query.contains(metric) && metrics.contains(&format!("`{metric}`")));
+    let triggers = scaled["triggers"].as_vec().context("no triggers")?;
+    for trigger in triggers {
+        ensure!(trigger["type"].as_str() == Some("prometheus"));
+        let query = trigger["metadata"]["query"].as_str().context("no query")?;
+        promql_parser::parser::parse(query).map_err(anyhow::Error::msg)?;
+        let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for metric in words.filter(|word| word.starts_with("expediter_")) {
+            ensure!(metrics.contains(&format!("`{metric}`")), "no {metric}");
+        }
+    }
+    let first = triggers[0]["metadata"]["query"].as_str();
+    ensure!(first.is_some_and(|query| query.contains("expediter_orders_held_by_node")));
+    ensure!(set["replicas"].is_badvalue(), "KEDA says how many");
 
     let values = yaml("kubernetes/nats-values.yaml")?;
     let jetstream = &values[0]["config"]["jetstream"];

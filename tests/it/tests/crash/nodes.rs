@@ -221,7 +221,10 @@ async fn what_was_tried_and_closed_outlives_a_node_and_its_disk() -> Result<()> 
     let all = world.fleet.merchant_stats("failing").arrived;
     // What was tried since the newest mark is tried again.
     let most = u64::from(TRIES) + 8;
-    ensure!(before >= 8 && all <= most, "{all} attempts, {before} before");
+    ensure!(
+        before >= 8 && all <= most,
+        "{all} attempts, {before} before"
+    );
     ensure!(
         all - before < u64::from(TRIES),
         "the heir counted from its own beginning: {before}, then {all}"

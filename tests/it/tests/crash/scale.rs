@@ -75,6 +75,11 @@ async fn long_a_million_orders_wait() -> Result<()> {
     for number in 0..ORDERS {
         let order = NewOrder::to("hung").body(format!("{{\"order\":{number:0>200}}}"));
         world.publisher().offer(order).await?;
+        if number + 1 == ORDERS / 10 {
+            world.publisher().flush().await;
+            stored(&node, ORDERS / 10 - 10_000).await?;
+            weighs("a hundred thousand", &node).await?;
+        }
         if number % 20_000 == 0 {
             slowest = slowest.max(one_more(&world, &others).await?);
             peak = peak.max(node.rss_mib()?);
@@ -88,6 +93,7 @@ async fn long_a_million_orders_wait() -> Result<()> {
     ensure!(slowest < Duration::from_secs(2), "{slowest:?}");
     peak = peak.max(stored(&node, ORDERS - 10_000).await?);
     println!("idle {idle:.0} MiB, with a million up to {peak:.0} MiB");
+    weighs("a million", &node).await?;
     ensure!(peak < 400.0, "{peak} MiB for a backlog on disk");
     for wiped in [false, true] {
         let what = if wiped { "wiped" } else { "kept" };
@@ -152,6 +158,22 @@ async fn stored(node: &NodeProcess, orders: u64) -> Result<f64> {
         ensure!(Instant::now() < end, "they are not all in the store");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+}
+
+/// Tells what a backlog takes up.
+async fn weighs(what: &str, node: &NodeProcess) -> Result<()> {
+    let mib = |bytes: f64| bytes / f64::from(1 << 20);
+    let store = node.metric("expediter_store_disk_bytes").await?;
+    let log = node
+        .metric("expediter_stream_bytes{stream=\"orders\"}")
+        .await?;
+    println!(
+        "{what} waiting: {:.0} MiB of memory, {:.0} MiB of the store, {:.0} MiB of ORDERS",
+        node.rss_mib()?,
+        mib(store),
+        mib(log)
+    );
+    Ok(())
 }
 
 /// From the publish of one order to a merchant that is well to its arrival.

@@ -179,7 +179,10 @@ async fn a_store_that_cannot_be_used_ends_the_node() -> Result<()> {
     // As a later engine would write it: the checksum is of the settings.
     let settings = String::from_utf8(whole[..whole.len() - 4].to_vec())?;
     let newer = settings.replace("version: 0.34", "version: 0.35");
-    ensure!(newer != settings, "the engine has another version: {settings}");
+    ensure!(
+        newer != settings,
+        "the engine has another version: {settings}"
+    );
     let crc = crc32fast::hash(newer.as_bytes()).to_le_bytes();
     fs::write(&conf, [newer.as_bytes(), &crc].concat())?;
     let written = fs::read(&conf)?;
