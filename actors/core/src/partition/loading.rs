@@ -443,6 +443,7 @@ impl PartitionMachine {
         if self.closed_as_superseded(&stored.order, now) {
             return;
         }
+        let known = stored.state.clone();
         if self.settle_doubt(&mut stored, &merchant, now) {
             let in_store = true;
             self.take_unloaded(&id);
@@ -455,13 +456,16 @@ impl PartitionMachine {
             );
             return;
         }
-        if stored.state.due.is_some_and(|due| due > now.wall) {
+        if stored.state != known {
+            // The doubt is settled once, and the order may go back to the store before it is tried.
             let state = stored.state.clone();
             self.ops.push(StoreOp::SetState {
                 merchant: id.clone(),
                 seq,
                 state,
             });
+        }
+        if stored.state.due.is_some_and(|due| due > now.wall) {
             return self.put_back(&stored);
         }
         let blocked = self.draining

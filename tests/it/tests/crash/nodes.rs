@@ -196,7 +196,9 @@ async fn what_was_tried_and_closed_outlives_a_node_and_its_disk() -> Result<()> 
         ..Behaviour::fast()
     };
     world.fleet.set("away", away)?;
-    world.register(&world.merchant("away")).await?;
+    let mut away = world.merchant("away");
+    away.limits.concurrency = 1;
+    world.register(&away).await?;
     let first = world.node("first").start().await?;
     let second = world.node("second").start().await?;
     let (owner, heir) = match first.owns(DRAIN, |owned| owned >= 0.0).await? > 0.0 {
