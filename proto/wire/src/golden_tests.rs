@@ -503,7 +503,11 @@ fn registrations() {
 fn registrations_without_flow_control() {
     let (_, registration) = registered("merchant.toml", &vector!("merchant.toml"));
     assert_eq!(registration.merchant.breaker, Breaker::default());
-    assert_eq!(registration.merchant.retry, Retry::default());
+    let retry = Retry {
+        max_attempts: 12,
+        ..Retry::default()
+    };
+    assert_eq!(registration.merchant.retry, retry);
     let old = vector!("registration.json");
     for bytes in [old.clone(), with_unknown_fields(&old)] {
         assert_eq!(decode_registration(&bytes).unwrap(), registration);
