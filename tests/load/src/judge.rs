@@ -302,17 +302,11 @@ impl Evidence {
                 ));
             }
         }
-        // What a dead owner had in flight may still run at the merchant while its heir sends
-        // (ARCHITECTURE.md, Choices).
-        let allowed = match self.events.is_empty() {
-            true => CONCURRENCY,
-            false => 2 * CONCURRENCY,
-        };
         for (merchant, most) in &self.most_in_flight {
-            if *most > allowed {
+            if *most > CONCURRENCY {
                 broken += 1;
                 violations.push(format!(
-                    "{merchant} had {most} orders at the same time, {allowed} are allowed"
+                    "{merchant} had {most} orders at the same time, {CONCURRENCY} are allowed"
                 ));
             }
         }

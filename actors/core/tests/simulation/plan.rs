@@ -199,7 +199,7 @@ fn merchant(
         max: Duration::from_millis(initial * rng.range(1, 20)),
         multiplier: *rng.pick(&[1.0, 2.0, 4.0]),
         max_attempts: rng.range(1, 8) as u32,
-        deadline: Duration::from_secs(*rng.pick(&[20, 600, 3_600])),
+        deadline: Duration::from_secs(*rng.pick(&[20, 600, 86_400])),
         margin: Duration::from_millis(*rng.pick(&[0, 1_000, 30_000])),
         budget: *rng.pick(&[0.0, 0.2, 10.0]),
         on_park: *rng.pick(&[OnPark::Continue, OnPark::Hold]),

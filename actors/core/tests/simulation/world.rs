@@ -378,7 +378,7 @@ impl World {
             spec.limits.ordering = former.ordering;
         }
         if self.env.rng.chance(200) {
-            spec.retry.deadline = Duration::from_secs(self.env.rng.range(5, 3_600));
+            spec.retry.deadline = Duration::from_secs(self.env.rng.range(5, 86_400));
         }
         self.env.trace(|| format!("registered {merchant:?}"));
         self.env.shadow.registered(&merchant);
