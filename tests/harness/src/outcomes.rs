@@ -42,6 +42,8 @@ pub struct Outcomes {
     all: BTreeMap<u64, Recorded>,
     /// The newest claim of each partition; 0 when it was released.
     claims: HashMap<Partition, u64>,
+    /// Tokens of records before the first claim that is kept, and which record it was.
+    early: HashMap<Partition, Vec<(u64, String)>>,
     history: Vec<Claimed>,
     wrong: Vec<String>,
     last: u64,
@@ -97,6 +99,10 @@ impl Outcomes {
             }
             left = left.saturating_sub(got);
         }
+        for (token, what) in self.early.drain().flat_map(|(_, all)| all) {
+            self.wrong
+                .push(format!("{what} has token {token} and there is no claim"));
+        }
         let name = consumer.cached_info().name.clone();
         stream.delete_consumer(&name).await?;
         Ok(())
@@ -119,6 +125,15 @@ impl Outcomes {
                     0
                 };
                 self.claims.insert(partition, held);
+                // Those of claims that are not kept any more are older than what the first one replaced.
+                for (token, what) in self.early.remove(&partition).into_iter().flatten() {
+                    if token > claim.replaces {
+                        let replaced = claim.replaces;
+                        self.wrong.push(format!(
+                            "{what} has token {token} before the claim that replaced {replaced}"
+                        ));
+                    }
+                }
                 let at_us = info.published.unix_timestamp_nanos() / 1_000;
                 self.history.push(Claimed {
                     partition,
@@ -161,7 +176,6 @@ impl Outcomes {
     }
 
     fn put(&mut self, partition: Partition, recorded: Recorded) {
-        // A claim that is older than what is kept says nothing.
         let claim = self.claims.get(&partition).copied();
         let Recorded {
             outcome,
@@ -170,11 +184,17 @@ impl Outcomes {
             ..
         } = &recorded;
         let (seq, id) = (outcome.seq, &outcome.envelope.id);
-        if let Some(claim) = claim.filter(|claim| stamp.token != *claim) {
-            self.wrong.push(format!(
-                "record {record} for {id} ({seq}) has token {} while the claim is {claim}",
+        let what = format!("record {record} for {id} ({seq})");
+        match claim {
+            Some(claim) if claim == stamp.token => {}
+            Some(claim) => self.wrong.push(format!(
+                "{what} has token {} while the claim is {claim}",
                 stamp.token
-            ));
+            )),
+            None => {
+                let early = self.early.entry(partition).or_default();
+                early.push((stamp.token, what));
+            }
         }
         if let Some(first) = self.all.get(&seq) {
             self.wrong.push(format!(

@@ -93,9 +93,13 @@ impl PartitionMachine {
             return self.refill(merchant, directory, now);
         };
         let (mut last, mut ended) = (0, 0);
-        let mut younger = None;
+        let (mut younger, mut unread) = (None, false);
         for stored in ready.orders {
             last = stored.order.seq;
+            if self.is_unread(last) {
+                unread = true;
+                continue;
+            }
             if stale.contains(&last)
                 || self.window.contains_key(&last)
                 || self.finishing.contains_key(&last)
@@ -140,6 +144,9 @@ impl PartitionMachine {
                 from,
             };
             self.commands.push_back(Command::Load(load));
+        } else if unread {
+            // They end when the main reader has come there.
+            self.gated.insert(merchant.clone());
         } else {
             backlog.condemned = None;
             backlog.cursor = if backlog.unloaded > 0 { 0 } else { Seq::MAX };
