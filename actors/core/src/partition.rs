@@ -76,7 +76,8 @@ pub struct PartitionConfig {
     pub panic_window: u64,
     /// Outcomes that may wait for their acknowledgement before no more attempts start; 10,000.
     pub unconfirmed: usize,
-    /// Payloads of orders in mailboxes, in bytes; above it a merchant has one order there; 32 MiB.
+    /// Payloads of orders in mailboxes, in bytes; 32 MiB. Above it a merchant gets no more than a
+    /// sixteenth of that; above four times as much, one order.
     pub window_bytes: usize,
     /// The log counts as pinned when the low water is so many sequences behind; 20,000.
     pub pinned: u64,

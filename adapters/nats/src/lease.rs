@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use async_nats::jetstream::message::StreamMessage;
 use bytes::Bytes;
 use expediter_types::{NodeName, Seq};
 use expediter_wire::nodes::{NodeRecord, decode_node, encode_node};
@@ -255,14 +256,12 @@ impl Lease {
         let Some(message) = self.broker.last(&stream, &subject(&self.node)).await? else {
             return Ok(Standing::Free(0));
         };
-        let marker = message.headers.get("KV-Operation").is_some()
-            || message.headers.get("Nats-Marker-Reason").is_some();
-        Ok(match decode_node(&message.payload) {
-            Ok(record) if !marker && record.instance == self.record.instance => {
+        Ok(match holder(&message) {
+            Some(record) if record.instance == self.record.instance => {
                 Standing::Own(message.sequence)
             }
-            Ok(record) if !marker => Standing::Other(message.sequence, record),
-            _ => Standing::Free(message.sequence),
+            Some(record) => Standing::Other(message.sequence, record),
+            None => Standing::Free(message.sequence),
         })
     }
 }
@@ -286,6 +285,13 @@ fn headers(revision: Seq, extra: &[(&str, &str)]) -> HeaderMap {
 pub(crate) async fn lease_of(broker: &Broker, node: &NodeName) -> Result<Option<String>, Error> {
     let stream = bucket_stream(subjects::NODES);
     let message = broker.last(&stream, &subject(node)).await?;
-    let record = message.and_then(|message| decode_node(&message.payload).ok());
+    let record = message.as_ref().and_then(holder);
     Ok(record.map(|record| record.instance))
+}
+
+/// `None`: the key was given back or has ended.
+fn holder(message: &StreamMessage) -> Option<NodeRecord> {
+    let marker = message.headers.get("KV-Operation").is_some()
+        || message.headers.get("Nats-Marker-Reason").is_some();
+    decode_node(&message.payload).ok().filter(|_| !marker)
 }

@@ -22,6 +22,7 @@ use crate::clock::unique;
 use crate::compaction::Marks;
 use crate::error::chain;
 use crate::identity::{Identity, Witness, check};
+use crate::intake::CLAIM_MISSING;
 use crate::lease::Freshness;
 use crate::registry::Registry;
 use crate::{Error, NodeEvents};
@@ -36,8 +37,6 @@ const OFTEN: u32 = 4;
 /// A log of so many bytes counts as full, whatever room it has: an owner without its store reads it.
 const LONG_LOG: u64 = 16 << 30;
 const LONGEST: Duration = Duration::from_secs(1);
-/// A claim that was not found by so many writes is lost.
-const CLAIM_MISSING: u32 = 8;
 /// A node that was taken for dead is known to live again to all others within this time.
 const SETTLE: Duration = Duration::from_secs(1);
 

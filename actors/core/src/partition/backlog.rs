@@ -143,7 +143,8 @@ pub(super) struct Backlog {
     pub(super) next_due: Option<UnixMillis>,
     /// Those whose time has come were loaded last: it is the others' turn.
     pub(super) due_went: bool,
-    /// Ordered: of those whose time has come, one stands above what was seen then.
+    /// Of those whose time has come, one stands above what was seen then, and has to wait for the main
+    /// reader.
     pub(super) due_above: Option<Seq>,
     /// Wholly ordered: the head waits until then, and everything behind it.
     pub(super) head_due: Option<UnixMillis>,

@@ -61,10 +61,13 @@ impl PartitionMachine {
         let adapter = &merchant.adapter;
         let envelope = &stored.order.envelope;
         let created = envelope.created;
-        let id = (envelope.merchant.clone(), envelope.id.clone());
+        let doubted = || {
+            let id = (envelope.merchant.clone(), envelope.id.clone());
+            self.doubted.get(&id).is_some_and(|at| created < *at)
+        };
         // Attempts are listed. A listed one may be of a repeat of this order that was read before it;
         // without the list every order may have been sent.
-        let perhaps_sent = self.doubted.get(&id).is_some_and(|at| created < *at)
+        let perhaps_sent = (!self.doubted.is_empty() && doubted())
             || self.outcomes_lost_at.is_some_and(|at| created < at);
         if adapter.idempotency == Idempotency::Lookup {
             if perhaps_sent && stored.state.first_attempt.is_none() {

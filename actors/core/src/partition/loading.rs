@@ -9,9 +9,9 @@ use expediter_types::{
 use super::backlog::{Backlog, Load, Loaded};
 use super::writer::Why;
 use super::{Command, Directory, PartitionMachine};
-use crate::Stored;
 use crate::merchant::{Accepting, share_of_repeats};
 use crate::store::{Gate, Ready, StoreOp};
+use crate::{OrderState, Stored};
 
 impl PartitionMachine {
     /// Loads more of a merchant's stored orders if it wants more.
@@ -20,18 +20,16 @@ impl PartitionMachine {
         let ledger_seen = self.ledger.seen();
         let unconfirmed = self.writer.unconfirmed() >= self.config.unconfirmed;
         let enough = self.ends_enough();
-        let manifest = self.manifest(id, directory);
-        let has_its_share = self
-            .backlogs
-            .get(id)
-            .is_some_and(|backlog| self.has_its_share(backlog));
+        let waits = self.backlogs.get(id);
+        let Some(backlog) = waits.filter(|b| !b.loading && b.unloaded > 0) else {
+            return;
+        };
+        let has_its_share = self.has_its_share(backlog);
         let window_is_full = self.window_bytes >= self.config.window_bytes;
+        let manifest = self.manifest(id, directory);
         let Some(backlog) = self.backlogs.get_mut(id) else {
             return;
         };
-        if backlog.loading || backlog.unloaded == 0 {
-            return;
-        }
         if backlog.condemned.is_some() {
             if enough || backlog.ends_enough() {
                 self.ending.insert(id.clone());
@@ -443,7 +441,8 @@ impl PartitionMachine {
         if self.closed_as_superseded(&stored.order, now) {
             return;
         }
-        let known = stored.state.clone();
+        let doubt = |state: &OrderState| (state.ambiguous, state.first_attempt, state.due);
+        let known = doubt(&stored.state);
         if self.settle_doubt(&mut stored, &merchant, now) {
             let in_store = true;
             self.take_unloaded(&id);
@@ -456,7 +455,7 @@ impl PartitionMachine {
             );
             return;
         }
-        if stored.state != known {
+        if doubt(&stored.state) != known {
             // The doubt is settled once, and the order may go back to the store before it is tried.
             let state = stored.state.clone();
             self.ops.push(StoreOp::SetState {

@@ -71,7 +71,6 @@ enum Kind {
 #[derive(Debug)]
 enum UnderWay {
     Outcomes(Vec<Seq>),
-    DeadLetter(Seq),
     Attempts(Vec<Seq>),
     Mark {
         low_water: Seq,
@@ -417,7 +416,7 @@ impl PartitionMachine {
     fn dead_letter(&mut self) -> Option<(Record, UnderWay)> {
         let letter = self.writer.dead.pop_front()?;
         let seq = letter.outcome.seq;
-        Some((Record::Dead(letter), UnderWay::DeadLetter(seq)))
+        Some((Record::Dead(letter), UnderWay::Outcomes(vec![seq])))
     }
 
     fn mark(&mut self, now: Now) -> Option<(Record, UnderWay)> {
@@ -565,8 +564,17 @@ impl PartitionMachine {
         let (_, under_way) = self.writer.under_way.take()?;
         self.writer.covers = self.writer.covers.max(seq);
         Some(match under_way {
-            UnderWay::Outcomes(seqs) => self.on_decided(&seqs, directory, now),
-            UnderWay::DeadLetter(seq) => self.on_decided(&[seq], directory, now),
+            UnderWay::Outcomes(seqs) => {
+                let full = self.writer.unacknowledged >= self.config.unconfirmed;
+                for seq in seqs {
+                    self.on_finished(seq, directory, now);
+                }
+                if full && self.writer.unacknowledged < self.config.unconfirmed {
+                    self.wake_all(directory, now);
+                }
+                self.end_more(directory, now);
+                Acked::Outcomes
+            }
             UnderWay::Attempts(seqs) => {
                 self.launch_marked(&seqs, directory, now);
                 Acked::Attempts
@@ -593,18 +601,6 @@ impl PartitionMachine {
                 }
             }
         })
-    }
-
-    fn on_decided(&mut self, seqs: &[Seq], directory: &dyn Directory, now: Now) -> Acked {
-        let full = self.writer.unacknowledged >= self.config.unconfirmed;
-        for seq in seqs {
-            self.on_finished(*seq, directory, now);
-        }
-        if full && self.writer.unacknowledged < self.config.unconfirmed {
-            self.wake_all(directory, now);
-        }
-        self.end_more(directory, now);
-        Acked::Outcomes
     }
 
     fn on_finished(&mut self, seq: Seq, directory: &dyn Directory, now: Now) {
