@@ -45,8 +45,8 @@ pub struct Finished {
     pub parked: Option<ParkedOrder>,
 }
 
-/// The state of a partition at its claim.
-#[derive(Debug, Clone, PartialEq)]
+/// The state of a partition at its claim; by default of one that nobody has owned.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Recovered {
     pub stamp: Stamp,
     /// The claim that was replaced, and its epoch; `None` for the first claim of all.

@@ -9,7 +9,7 @@ use crate::{Incarnation, MerchantId, NodeName, OrderId, Outcome, Seq, UnixMillis
 
 /// On every record: who wrote it. Readers ignore a record whose token is not the newest claim
 /// before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stamp {
     /// OUTCOMES sequence of the writer's claim: the epoch.
     pub token: Seq,

@@ -252,7 +252,7 @@ fn closes(verdict: Verdict) -> Option<(OutcomeKind, Why)> {
 }
 
 /// What is known of a message that is no order.
-fn bare_envelope(id: OrderId, merchant: MerchantId, created: UnixMillis) -> Envelope {
+pub(super) fn bare_envelope(id: OrderId, merchant: MerchantId, created: UnixMillis) -> Envelope {
     Envelope {
         id,
         merchant,

@@ -1,9 +1,8 @@
 use std::time::Duration;
 
-use expediter_types::{
-    DeadReason, Envelope, HoldState, Idempotency, Incarnation, LimitScope, Lookup, Origin, Priority,
-};
+use expediter_types::{DeadReason, HoldState, Idempotency, Incarnation, LimitScope, Lookup};
 
+use super::intake::bare_envelope;
 use super::merchants::Report;
 use super::*;
 use crate::merchant::{Accepting, Wait};
@@ -16,31 +15,12 @@ pub(super) fn machine(wall: UnixMillis) -> PartitionMachine {
         counter: 1,
     };
     let recovered = Recovered {
-        paused: false,
         stamp: Stamp {
             token: 7,
             incarnation,
         },
-        replaced: None,
-        cut: 0,
-        replaced_epoch: 0,
-        outcomes_lost: false,
-        low_water: 0,
-        finished: Default::default(),
         covers: 7,
-        repeats_from: 0,
-        repeats: Vec::new(),
-        attempts: Vec::new(),
-        closed: Vec::new(),
-        unknown_since: Vec::new(),
-        parked: Vec::new(),
-        spent: Vec::new(),
-        unknown: Vec::new(),
-        marked_at: 0,
-        marked_last: false,
-        in_flight: Vec::new(),
-        running: Vec::new(),
-        busy_until: 0,
+        ..Recovered::default()
     };
     let stored = StoredPartition::default();
     PartitionMachine::start(
@@ -59,23 +39,11 @@ pub(super) fn order(merchant: &str, seq: Seq) -> Arc<Order> {
 fn created(merchant: &str, seq: Seq, created: UnixMillis) -> Arc<Order> {
     Arc::new(Order {
         seq,
-        envelope: Envelope {
-            id: OrderId::new(&format!("o{seq}")).unwrap(),
-            merchant: MerchantId::new(merchant).unwrap(),
-            generation: 1,
+        envelope: bare_envelope(
+            OrderId::new(&format!("o{seq}")).unwrap(),
+            MerchantId::new(merchant).unwrap(),
             created,
-            deadline: None,
-            not_before: None,
-            key: None,
-            priority: Priority::Normal,
-            event_type: None,
-            source: None,
-            time: None,
-            content_type: None,
-            traceparent: None,
-            test: false,
-            origin: None::<Origin>,
-        },
+        ),
         payload: bytes::Bytes::from_static(b"{}"),
         payload_hash: seq,
     })
@@ -115,6 +83,17 @@ impl One {
         };
         Self(self.0, Some(hold))
     }
+}
+
+fn asked_after_seven_seconds() -> One {
+    One::of(|merchant| {
+        merchant.adapter.idempotency = Idempotency::Lookup;
+        merchant.adapter.lookup = Some(Box::new(Lookup {
+            url: "http://merchant.example/{id}".to_owned(),
+            after: Some(Duration::from_secs(7)),
+            rules: Vec::new(),
+        }));
+    })
 }
 
 impl Directory for One {
@@ -283,14 +262,7 @@ fn retries_without_end_leave_room_for_fresh_orders() {
 /// A merchant is asked about an order only when the attempt before can be over there.
 #[test]
 fn what_a_former_owner_left_in_doubt_is_asked_about_when_it_can_be_over() {
-    let one = One::of(|merchant| {
-        merchant.adapter.idempotency = Idempotency::Lookup;
-        merchant.adapter.lookup = Some(Box::new(Lookup {
-            url: "http://merchant.example/{id}".to_owned(),
-            after: Some(Duration::from_secs(7)),
-            rules: Vec::new(),
-        }));
-    });
+    let one = asked_after_seven_seconds();
     let mut machine = machine(10_000);
     machine.inherited.insert(
         1,
@@ -405,14 +377,7 @@ fn what_nobody_can_read_is_bounded_too() {
 /// The one before may have been sent a moment ago.
 #[test]
 fn a_next_generation_is_asked_about_when_the_one_before_can_be_over() {
-    let one = One::of(|merchant| {
-        merchant.adapter.idempotency = Idempotency::Lookup;
-        merchant.adapter.lookup = Some(Box::new(Lookup {
-            url: "http://merchant.example/{id}".to_owned(),
-            after: Some(Duration::from_secs(7)),
-            rules: Vec::new(),
-        }));
-    });
+    let one = asked_after_seven_seconds();
     let mut machine = machine(10_000);
     let mut next = (*created("luigis", 1, 60_000)).clone();
     next.envelope.generation = 2;

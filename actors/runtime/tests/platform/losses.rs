@@ -107,26 +107,9 @@ fn claimed(token: Seq, replaces: Seq, before: Seq) -> Recovered {
     Recovered {
         stamp: Stamp { token, incarnation },
         replaced: Some(replaced),
-        cut: 0,
-        paused: false,
         replaced_epoch: replaces,
-        outcomes_lost: false,
-        low_water: 0,
-        finished: Default::default(),
         covers: token,
-        repeats_from: 0,
-        repeats: Vec::new(),
-        attempts: Vec::new(),
-        closed: Vec::new(),
-        unknown_since: Vec::new(),
-        parked: Vec::new(),
-        spent: Vec::new(),
-        unknown: Vec::new(),
-        marked_at: 0,
-        marked_last: false,
-        in_flight: Vec::new(),
-        running: Vec::new(),
-        busy_until: 0,
+        ..Recovered::default()
     }
 }
 

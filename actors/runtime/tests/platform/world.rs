@@ -168,27 +168,8 @@ impl World {
         };
         let recovered = Recovered {
             stamp,
-            replaced: None,
-            paused: false,
-            cut: 0,
-            replaced_epoch: 0,
-            outcomes_lost: false,
-            low_water: 0,
-            finished: Default::default(),
             covers: 7,
-            repeats_from: 0,
-            repeats: Vec::new(),
-            attempts: Vec::new(),
-            closed: Vec::new(),
-            unknown_since: Vec::new(),
-            parked: Vec::new(),
-            spent: Vec::new(),
-            unknown: Vec::new(),
-            marked_at: 0,
-            marked_last: false,
-            in_flight: Vec::new(),
-            running: Vec::new(),
-            busy_until: 0,
+            ..Recovered::default()
         };
         let start = StartPartition {
             partition: PARTITION,

@@ -23,6 +23,17 @@ fn hangs_once() -> Behaviour {
     Behaviour::default().scripted(vec![Step::ending(Ending::Hang)])
 }
 
+/// It can be asked for an order, soon after an attempt.
+fn asked(world: &World) -> Merchant {
+    let mut asked = merchant(world, "asked", Idempotency::Lookup);
+    asked.adapter.lookup = Some(Box::new(Lookup {
+        url: format!("{}/{{id}}", asked.adapter.url),
+        after: Some(Duration::from_millis(200)),
+        rules: Vec::new(),
+    }));
+    asked
+}
+
 async fn ends(world: &World, merchant: &str, id: &str, outcome: &str) -> Result<serde_json::Value> {
     eventually("the order ends", SOON, || async {
         let show = run(world, &["order", "show", id, "-m", merchant, "--json"]).await?;
@@ -89,12 +100,7 @@ async fn a_person_resolves_what_may_have_arrived() -> Result<()> {
 async fn what_a_look_up_finds_counts_as_delivered() -> Result<()> {
     let world = World::start().await?;
     let node = world.node("node").start().await?;
-    let mut asked = merchant(&world, "asked", Idempotency::Lookup);
-    asked.adapter.lookup = Some(Box::new(Lookup {
-        url: format!("{}/{{id}}", asked.adapter.url),
-        after: Some(Duration::from_millis(200)),
-        rules: Vec::new(),
-    }));
+    let asked = asked(&world);
     world.register(&asked).await?;
     // It takes the order, and its answer is lost.
     world.fleet.set("asked", hangs_once())?;
@@ -226,12 +232,7 @@ async fn what_may_have_arrived_is_not_replayed_by_the_way() -> Result<()> {
 async fn a_replay_goes_by_what_the_merchant_can_tell() -> Result<()> {
     let world = World::start().await?;
     let node = world.node("node").start().await?;
-    let mut asked = merchant(&world, "asked", Idempotency::Lookup);
-    asked.adapter.lookup = Some(Box::new(Lookup {
-        url: format!("{}/{{id}}", asked.adapter.url),
-        after: Some(Duration::from_millis(200)),
-        rules: Vec::new(),
-    }));
+    let mut asked = asked(&world);
     let mut forgets = merchant(&world, "forgets", Idempotency::Native);
     forgets.adapter.idempotency_window = Duration::from_secs(1);
     for merchant in [&mut asked, &mut forgets] {
