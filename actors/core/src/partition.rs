@@ -8,6 +8,7 @@
 //! same order: no iteration over a hash map may decide what comes first.
 
 mod actors;
+mod attempts;
 mod backlog;
 mod cancel;
 mod doubt;
@@ -386,7 +387,7 @@ impl PartitionMachine {
         for (merchant, seq, id) in recovered.in_flight {
             doubts.insert(seq, Doubt::Unrepeatable);
             doubted.insert((merchant.clone(), id.clone()), now.wall);
-            writer.inherit_attempt(merchant, seq, id);
+            writer.attempts.inherit(merchant, seq, id);
         }
         let parked = parked::Parked::recovered(
             recovered.parked,

@@ -8,6 +8,7 @@
 mod capacity;
 mod clock;
 mod gauges;
+mod intake;
 mod merchant_actor;
 mod partition_actor;
 mod platform;

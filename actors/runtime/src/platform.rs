@@ -11,15 +11,16 @@ use expediter_core::recovery::Recovered;
 use expediter_core::store::{Gate, PartitionMeta, StoreBatch, StoreOp, StoredPartition};
 use expediter_core::{Order, Stored};
 use expediter_ports::{
-    BoxFuture, Courier, IntakeBatch, IntakeClosed, LogState, MerchantStore, Opened, PartitionHost,
-    PartitionIntake, PartitionLog, SharedLimits, StartPartition, Stop, Stopped, StoreError,
+    BoxFuture, Courier, MerchantStore, Opened, PartitionHost, PartitionLog, SharedLimits,
+    StartPartition, Stop, Stopped, StoreError,
 };
 use expediter_types::{Merchant, MerchantId, Partition, Rate, Seq, UnixMillis};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::capacity::Capacity;
 use crate::clock::Clock;
 use crate::gauges::{PartitionGauges, Snapshot};
+use crate::intake::Intake;
 use crate::merchant_actor::StepHook;
 use crate::partition_actor::{Input, PartitionActor, Parts};
 use crate::registry::{MerchantDirectory, News};
@@ -607,67 +608,6 @@ fn followed(meta: &PartitionMeta, recovered: &Recovered) -> bool {
         claim.incarnation.counter > meta.incarnation.counter && claim.replaces == meta.epoch
     });
     found_before || recovered.replaced_epoch == 0 || recovered.replaced_epoch == meta.epoch
-}
-
-/// What a batch of orders takes up until the store has it; given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Credit {
-    _orders: OwnedSemaphorePermit,
-    _bytes: OwnedSemaphorePermit,
-}
-
-#[derive(Debug)]
-struct Intake {
-    address: Addr<PartitionActor>,
-    credits: Arc<Semaphore>,
-    all: usize,
-    /// Of the node, in KiB.
-    bytes: Arc<Semaphore>,
-    all_kib: u32,
-    gauges: Arc<PartitionGauges>,
-    lost: AtomicBool,
-}
-
-impl PartitionIntake for Intake {
-    fn deliver(&self, batch: IntakeBatch) -> BoxFuture<'_, Result<(), IntakeClosed>> {
-        Box::pin(async move {
-            let wanted = u32::try_from(batch.messages.len().min(self.all)).unwrap_or(u32::MAX);
-            let size = |message: &expediter_ports::LogMessage| match &message.order {
-                Ok(order) => order.payload.len(),
-                Err(bad) => bad.payload.len(),
-            };
-            let bytes: usize = batch.messages.iter().map(size).sum();
-            let kib = u32::try_from(bytes.div_ceil(1024))
-                .unwrap_or(u32::MAX)
-                .min(self.all_kib);
-            self.gauges.intake_waits(true);
-            let orders = Arc::clone(&self.credits).acquire_many_owned(wanted).await;
-            let bytes = Arc::clone(&self.bytes).acquire_many_owned(kib).await;
-            self.gauges.intake_waits(false);
-            let credit = Credit {
-                _orders: orders.map_err(|_| IntakeClosed)?,
-                _bytes: bytes.map_err(|_| IntakeClosed)?,
-            };
-            self.address
-                .try_send(Input::Log(batch, credit))
-                .map_err(|_| IntakeClosed)
-        })
-    }
-
-    fn seen(&self) -> Seq {
-        self.gauges.seen.load(Ordering::Acquire)
-    }
-
-    fn log_lost(&self, state: LogState) {
-        if !self.lost.swap(true, Ordering::AcqRel) {
-            tracing::error!(
-                ?state,
-                "the broker is another one or lost acknowledged orders"
-            );
-            self.credits.close();
-            let _ended = self.address.try_send(Input::LogLost).is_err();
-        }
-    }
 }
 
 /// A thread that runs actors.

@@ -136,7 +136,7 @@ impl PartitionMachine {
         if merchant.adapter.idempotency.is_marked() {
             held.stage = Stage::Marking { number };
             let id = envelope.id.clone();
-            self.writer.mark_attempt(&merchant.id, seq, id);
+            self.writer.attempts.add(&merchant.id, seq, id);
         } else {
             held.stage = Stage::Running {
                 number,
@@ -307,7 +307,7 @@ impl PartitionMachine {
     /// successor asks, too.
     fn unlist(&mut self, merchant: &MerchantId, seq: Seq, ambiguous: bool) {
         if !ambiguous {
-            self.writer.unmark_attempt(merchant, seq);
+            self.writer.attempts.remove(merchant, seq);
         }
     }
 
@@ -412,7 +412,7 @@ impl PartitionMachine {
         match kind {
             Some(kind) => self.conclude(held.stored, held.in_store, kind, why, now),
             None => {
-                self.writer.unmark_attempt(&merchant, seq);
+                self.writer.attempts.remove(&merchant, seq);
                 self.keep_in_store(held, true);
             }
         }

@@ -1,13 +1,14 @@
 //! The one writer of a partition: what goes to OUTCOMES, in order, one record at a time.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use expediter_types::{
-    AttemptMark, ClosedMerchant, DeadLetter, DeadReason, Mark, MerchantId, Now, OrderId, Outcome,
-    OutcomeKind, Record, Seq, UnixMillis,
+    ClosedMerchant, DeadLetter, DeadReason, Mark, MerchantId, Now, Outcome, OutcomeKind, Record,
+    Seq, UnixMillis,
 };
 
+use super::attempts::AttemptLists;
 use super::{Directory, Event, Finishing, PartitionConfig, PartitionMachine};
 use crate::merchant::Closure;
 use crate::store::StoreOp;
@@ -15,9 +16,6 @@ use crate::{Stored, check_invariant, key_hash};
 
 /// A group of outcomes stays below this, by estimate; records must fit a message of 1 MiB.
 const GROUP_BYTES: usize = 512 * 1024;
-/// Unrepeatable attempts of a merchant that are listed, and so in flight, at a time: each takes less
-/// than 512 bytes of a record, whatever its id.
-const LISTED: usize = 2_000;
 /// What a mark says of an order in doubt stands for its place in that list after this.
 const UNLISTED_AFTER_MS: u64 = 60_000;
 /// Dead letters of all merchants, and their payloads in bytes, that may wait for the log.
@@ -83,22 +81,6 @@ enum UnderWay {
     },
 }
 
-#[derive(Debug, Default)]
-struct Attempts {
-    counter: u64,
-    in_flight: BTreeMap<Seq, OrderId>,
-    /// Start when the list has room for them.
-    waiting: BTreeMap<Seq, OrderId>,
-}
-
-impl Attempts {
-    /// Whether the next list differs.
-    fn forget(&mut self, seq: Seq) -> bool {
-        self.waiting.remove(&seq);
-        self.in_flight.remove(&seq).is_some()
-    }
-}
-
 /// Queue of records.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -107,11 +89,7 @@ pub(super) struct Writer {
     /// Each goes in a record of its own, beside `decided`: a flood of one merchant's must not keep
     /// the others' outcomes waiting.
     dead: VecDeque<Box<DeadLetter>>,
-    /// Per merchant without idempotency: listed until the outcome is acknowledged, so that a
-    /// crash between the two still finds the attempt.
-    attempts: BTreeMap<MerchantId, Attempts>,
-    dirty: VecDeque<MerchantId>,
-    dirty_set: HashSet<MerchantId>,
+    pub(super) attempts: AttemptLists,
     under_way: Option<(u64, UnderWay)>,
     /// Decisions but dead letters.
     unacknowledged: usize,
@@ -138,9 +116,7 @@ impl Writer {
         Self {
             decided: VecDeque::new(),
             dead: VecDeque::new(),
-            attempts: BTreeMap::new(),
-            dirty: VecDeque::new(),
-            dirty_set: HashSet::new(),
+            attempts: AttemptLists::default(),
             under_way: None,
             unacknowledged: 0,
             dead_bytes: 0,
@@ -156,67 +132,6 @@ impl Writer {
             marked: None,
             finished: 0,
             purge_candidate: None,
-        }
-    }
-
-    /// An unrepeatable attempt of a former epoch, listed until its outcome is acknowledged.
-    pub(super) fn inherit_attempt(&mut self, merchant: MerchantId, seq: Seq, id: OrderId) {
-        self.attempts
-            .entry(merchant)
-            .or_default()
-            .in_flight
-            .insert(seq, id);
-    }
-
-    /// An unrepeatable attempt wants to start.
-    pub(super) fn mark_attempt(&mut self, merchant: &MerchantId, seq: Seq, id: OrderId) {
-        let attempts = self.attempts.entry(merchant.clone()).or_default();
-        if attempts.in_flight.contains_key(&seq) {
-            // In doubt since an earlier attempt; the next mark lists it again.
-            return self.dirty(merchant);
-        }
-        attempts.waiting.insert(seq, id);
-        if attempts.in_flight.len() < LISTED {
-            self.dirty(merchant);
-        }
-    }
-
-    /// An attempt ended and the order goes on: it is surely not at the merchant.
-    pub(super) fn unmark_attempt(&mut self, merchant: &MerchantId, seq: Seq) {
-        if let Some(attempts) = self.attempts.get_mut(merchant)
-            && attempts.forget(seq)
-        {
-            self.dirty(merchant);
-        }
-    }
-
-    /// A list of attempts is about to be full.
-    fn is_crowded(&self) -> bool {
-        let mut lists = self.attempts.values();
-        lists.any(|attempts| attempts.in_flight.len() >= LISTED / 2)
-    }
-
-    /// These are in doubt, and a durable mark says so: none of them has to be listed until it is
-    /// tried again, so that others can be.
-    fn unlist_doubtful(&mut self, seqs: &[Seq]) {
-        let mut changed = Vec::new();
-        for (merchant, attempts) in &mut self.attempts {
-            let before = attempts.in_flight.len();
-            for seq in seqs {
-                attempts.in_flight.remove(seq);
-            }
-            if attempts.in_flight.len() < before {
-                changed.push(merchant.clone());
-            }
-        }
-        for merchant in changed {
-            self.dirty(&merchant);
-        }
-    }
-
-    fn dirty(&mut self, merchant: &MerchantId) {
-        if self.dirty_set.insert(merchant.clone()) {
-            self.dirty.push_back(merchant.clone());
         }
     }
 
@@ -246,7 +161,7 @@ impl Writer {
         self.under_way.is_none()
             && self.decided.is_empty()
             && self.dead.is_empty()
-            && self.dirty.is_empty()
+            && self.attempts.are_written()
             && self.mark_after.is_none()
     }
 }
@@ -370,27 +285,8 @@ impl PartitionMachine {
     }
 
     fn attempt_mark(&mut self) -> Option<(Record, UnderWay)> {
-        let merchant = self.writer.dirty.pop_front()?;
-        self.writer.dirty_set.remove(&merchant);
-        let attempts = self.writer.attempts.get_mut(&merchant)?;
-        while attempts.in_flight.len() < LISTED
-            && let Some((seq, id)) = attempts.waiting.pop_first()
-        {
-            attempts.in_flight.insert(seq, id);
-        }
-        attempts.counter += 1;
-        let counter = attempts.counter;
-        let in_flight: Vec<(Seq, OrderId)> = attempts
-            .in_flight
-            .iter()
-            .map(|(seq, id)| (*seq, id.clone()))
-            .collect();
-        let seqs = in_flight.iter().map(|(seq, _)| *seq).collect();
-        let mark = AttemptMark {
-            merchant,
-            counter,
-            in_flight,
-        };
+        let mark = self.writer.attempts.next()?;
+        let seqs = mark.in_flight.iter().map(|(seq, _)| *seq).collect();
         Some((Record::Attempts(mark), UnderWay::Attempts(seqs)))
     }
 
@@ -486,7 +382,7 @@ impl PartitionMachine {
             last_taken: self.last_taken,
             purge,
             parked: self.parked.version(),
-            doubtful: match self.writer.is_crowded() {
+            doubtful: match self.writer.attempts.are_crowded() {
                 true => self.doubtful(now),
                 false => Vec::new(),
             },
@@ -588,7 +484,7 @@ impl PartitionMachine {
             } => {
                 // What was started again since is listed for that.
                 doubtful.retain(|seq| !self.window.contains_key(seq));
-                self.writer.unlist_doubtful(&doubtful);
+                self.writer.attempts.unlist(&doubtful);
                 self.parked.saved(parked);
                 if let Some((merchant, below)) = purge {
                     self.commands
@@ -625,15 +521,7 @@ impl PartitionMachine {
             self.writer.unacknowledged = self.writer.unacknowledged.saturating_sub(1);
         }
         self.event(Event::Finished { kind });
-        if let Some(attempts) = self.writer.attempts.get_mut(&merchant) {
-            attempts.forget(seq);
-            if !attempts.waiting.is_empty() {
-                self.writer.dirty(&merchant);
-            } else if attempts.in_flight.is_empty() && !self.writer.dirty_set.contains(&merchant) {
-                // Nothing is in flight and everything listed is finished: no mark is needed.
-                attempts.counter += 1;
-            }
-        }
+        self.writer.attempts.finished(&merchant, seq);
         let mut goes_on = false;
         if let Some(backlog) = self.backlogs.get_mut(&merchant) {
             backlog.finishing = backlog.finishing.saturating_sub(1);

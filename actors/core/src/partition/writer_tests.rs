@@ -1,3 +1,6 @@
+use expediter_types::OrderId;
+
+use super::super::attempts::LISTED;
 use super::super::tests::{letter, machine, order};
 use super::*;
 
@@ -15,7 +18,7 @@ fn a_mark_has_its_turn_among_attempts_without_end() {
     machine.writer.mark_after = Some(0);
     let marked = (1..=3).any(|seq| {
         let id = OrderId::new(&format!("o{seq}")).unwrap();
-        machine.writer.mark_attempt(&merchant, seq, id);
+        machine.writer.attempts.add(&merchant, seq, id);
         let record = machine.next_record(Now { mono: 0, wall: 0 });
         machine.writer.under_way = None;
         matches!(record, Some((_, Record::Mark(_))))
@@ -30,14 +33,14 @@ fn attempts_above_what_one_record_lists_wait() {
     let all = LISTED as u64 + 10;
     for seq in 1..=all {
         let id = OrderId::new(&format!("{seq:\"<128}")).unwrap();
-        machine.writer.mark_attempt(&merchant, seq, id);
+        machine.writer.attempts.add(&merchant, seq, id);
     }
     let now = Now { mono: 0, wall: 0 };
     assert_eq!(listed(machine.next_record(now)), LISTED);
     machine.writer.under_way = None;
     assert!(machine.next_record(now).is_none(), "no room");
     for seq in 1..=20 {
-        machine.writer.unmark_attempt(&merchant, seq);
+        machine.writer.attempts.remove(&merchant, seq);
     }
     assert_eq!(listed(machine.next_record(now)), LISTED - 10);
 }
@@ -88,10 +91,10 @@ fn a_list_full_of_doubt_has_room_after_a_mark() {
             },
         );
         let id = OrderId::new(&format!("o{seq}")).unwrap();
-        machine.writer.inherit_attempt(merchant.clone(), seq, id);
+        machine.writer.attempts.inherit(merchant.clone(), seq, id);
     }
     let id = OrderId::new("fresh").unwrap();
-    machine.writer.mark_attempt(&merchant, last + 1, id);
+    machine.writer.attempts.add(&merchant, last + 1, id);
     let mut now = Now {
         mono: 2_000_000,
         wall: 2_000,
