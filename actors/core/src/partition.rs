@@ -77,6 +77,10 @@ pub struct PartitionConfig {
     pub panic_window: u64,
     /// Outcomes that may wait for their acknowledgement before no more attempts start; 10,000.
     pub unconfirmed: usize,
+    /// While so many dead letters of a merchant wait for the log, nothing of it starts, and what is
+    /// above its quota waits in the store to end: each holds its payload, and the others' wait behind
+    /// them; 1,000.
+    pub dead_letters: u32,
     /// Payloads of orders in mailboxes, in bytes; 32 MiB. Above it a merchant gets no more than a
     /// sixteenth of that; above four times as much, one order.
     pub window_bytes: usize,
@@ -100,6 +104,7 @@ impl Default for PartitionConfig {
             panics: 5,
             panic_window: 60_000_000,
             unconfirmed: 10_000,
+            dead_letters: 1_000,
             window_bytes: 32 << 20,
             pinned: 20_000,
             purge_worth: 500,

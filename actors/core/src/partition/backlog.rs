@@ -8,9 +8,11 @@ use expediter_types::{
     UnixMillis,
 };
 
+use roaring::RoaringTreemap;
+
 use super::lanes::Lanes;
 use super::merchants::{Held, Stage};
-use super::{Command, Directory, PartitionMachine};
+use super::{Command, Directory, PartitionConfig, PartitionMachine};
 use crate::merchant::{Accepting, Closure, Wait};
 use crate::quota::Quotas;
 use crate::store::{Due, Gate, Ready, StoreOp, StoredMerchant};
@@ -20,11 +22,10 @@ use crate::{OrderState, Stored};
 pub(super) const EXPIRE_AT_ONCE: usize = 256;
 /// So many orders of a condemned backlog are dead-lettered at once.
 const CONDEMN_AT_ONCE: usize = 256;
-/// While so many dead letters of a merchant wait for the log, nothing of it starts, and its quota
-/// makes no more: each holds its payload, and the others' wait behind them.
-const DEAD_AT_ONCE: u32 = 1_000;
-/// The same for their payloads, in bytes.
-const DEAD_BYTES_AT_ONCE: usize = 8 << 20;
+/// As [`super::PartitionConfig::dead_letters`], for their payloads, in bytes.
+const DEAD_BYTES: usize = 8 << 20;
+/// So many orders above a quota are ended at once.
+const OVERFLOW_AT_ONCE: usize = 256;
 
 /// A read from the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,6 +135,9 @@ pub(super) struct Backlog {
     pub(super) dead: u32,
     /// Their payloads.
     pub(super) dead_bytes: usize,
+    /// Orders of the store that are above the quota and end when the log has room for their dead
+    /// letters. A successor does not know of them and takes them for accepted.
+    pub(super) overflow: RoaringTreemap,
     /// Payloads in the mailbox, in bytes.
     pub(super) window_bytes: usize,
     pub(super) incarnation: u64,
@@ -190,6 +194,7 @@ impl Backlog {
             finishing: 0,
             dead: 0,
             dead_bytes: 0,
+            overflow: RoaringTreemap::new(),
             window_bytes: 0,
             incarnation: 0,
             returns: 0,
@@ -285,8 +290,16 @@ impl Backlog {
     }
 
     /// So many of its orders end as dead letters that no more may.
-    pub(super) fn ends_enough(&self) -> bool {
-        self.dead >= DEAD_AT_ONCE || self.dead_bytes >= DEAD_BYTES_AT_ONCE
+    pub(super) fn ends_enough(&self, config: &PartitionConfig) -> bool {
+        self.dead >= config.dead_letters || self.dead_bytes >= DEAD_BYTES
+    }
+
+    /// The next orders that end because of the quota, if they may now.
+    pub(super) fn overflowing(&self, config: &PartitionConfig) -> Vec<Seq> {
+        match self.ends_enough(config) {
+            true => Vec::new(),
+            false => self.overflow.iter().take(OVERFLOW_AT_ONCE).collect(),
+        }
     }
 
     /// Nothing is known of it that would be missed.
@@ -348,7 +361,7 @@ impl PartitionMachine {
             && !self.parked.holds(merchant, &stored.order)
             && !closed
             && !backlog.loading
-            && !backlog.ends_enough()
+            && !backlog.ends_enough(&self.config)
             && !backlog.quarantined
             && !backlog.held
             && !self.draining

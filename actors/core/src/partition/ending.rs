@@ -133,7 +133,7 @@ impl PartitionMachine {
             backlog.cursor = seq;
             self.unknown_since.insert(merchant.clone(), created);
         } else if backlog.unloaded > 0 && !(ready.exhausted && ended == 0 && stale.is_empty()) {
-            if enough || backlog.ends_enough() {
+            if enough || backlog.ends_enough(&self.config) {
                 self.ending.insert(merchant.clone());
                 return;
             }

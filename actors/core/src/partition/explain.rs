@@ -2,7 +2,6 @@
 
 use expediter_types::{MerchantId, Now, Priority, Seq};
 
-use super::backlog::Backlog;
 use super::merchants::Stage;
 use super::{Directory, MerchantRow, PartitionMachine};
 use crate::Stored;
@@ -49,7 +48,7 @@ impl PartitionMachine {
             row: self.rows(Some(merchant), directory, now).pop(),
             waits: backlog.map_or(Wait::Nothing, |backlog| backlog.waits),
             outcomes_wait: self.writer.unconfirmed() >= self.config.unconfirmed,
-            dead_letters_wait: backlog.is_some_and(Backlog::ends_enough),
+            dead_letters_wait: backlog.is_some_and(|backlog| backlog.ends_enough(&self.config)),
             memory_full: backlog.is_some_and(|backlog| self.has_its_share(backlog)),
             hands_over: self.draining,
             paused: self.paused,

@@ -180,11 +180,10 @@ impl PartitionMachine {
         if again && merchant.adapter.idempotency == Idempotency::Lookup {
             self.look_later(&mut stored, &merchant, now);
         }
-        if let Some(why) = self.over_quota(&stored, &merchant) {
-            let kind = OutcomeKind::DeadLettered(DeadReason::BacklogFull);
-            return self.conclude(stored, false, kind, Why::from(why), now);
-        }
         self.backlogs.entry(id.clone()).or_insert_with(Backlog::new);
+        if self.is_over_quota(&stored, &merchant) {
+            return self.end_over_quota(stored, &merchant, now);
+        }
         let held = self.keep_hold(&id, directory, now);
         let direct = !held
             && self
@@ -199,17 +198,43 @@ impl PartitionMachine {
         }
     }
 
-    /// Says why when the merchant's quota has no place for the order. It counts when the order comes
-    /// in: a former owner had room for what is read again after a take-over. When the merchant's dead
-    /// letters come faster than the log takes them, the order has a place in the store instead.
-    fn over_quota(&self, stored: &Stored, merchant: &Merchant) -> Option<String> {
-        let quota = merchant.limits.backlog?;
+    /// The merchant's quota has no place for the order. It counts when the order comes in: a former
+    /// owner had room for what is read again after a take-over.
+    fn is_over_quota(&self, stored: &Stored, merchant: &Merchant) -> bool {
+        let Some((quota, backlog)) = merchant.limits.backlog.zip(self.backlogs.get(&merchant.id))
+        else {
+            return false;
+        };
         let read_again = stored.order.envelope.created <= self.accepted_until;
         let tried = stored.state.first_attempt.is_some();
-        let backlog = self.backlogs.get(&merchant.id)?;
-        let waiting = backlog.waiting();
-        (waiting >= quota && !read_again && !tried && !backlog.ends_enough())
-            .then(|| format!("{waiting} orders of the merchant wait, its quota is {quota}"))
+        let waiting = backlog.waiting() - backlog.overflow.len();
+        waiting >= quota && !read_again && !tried
+    }
+
+    /// At once, or as soon as the log has room for the dead letter.
+    fn end_over_quota(&mut self, stored: Stored, merchant: &Merchant, now: Now) {
+        let Some(backlog) = self.backlogs.get_mut(&merchant.id) else {
+            return;
+        };
+        if backlog.ends_enough(&self.config) {
+            backlog.overflow.insert(stored.order.seq);
+            self.park(stored);
+        } else {
+            self.conclude_over_quota(stored, false, merchant, now);
+        }
+    }
+
+    pub(super) fn conclude_over_quota(
+        &mut self,
+        stored: Stored,
+        in_store: bool,
+        merchant: &Merchant,
+        now: Now,
+    ) {
+        let kind = OutcomeKind::DeadLettered(DeadReason::BacklogFull);
+        let quota = merchant.limits.backlog.unwrap_or(0);
+        let why = format!("as many orders wait as the merchant's quota allows: {quota}");
+        self.conclude(stored, in_store, kind, Why::from(why), now);
     }
 
     fn take_undecodable(&mut self, seq: Seq, at: UnixMillis, bad: Undecodable, now: Now) {

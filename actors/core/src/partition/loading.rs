@@ -31,7 +31,7 @@ impl PartitionMachine {
             return;
         };
         if backlog.condemned.is_some() {
-            if enough || backlog.ends_enough() {
+            if enough || backlog.ends_enough(&self.config) {
                 self.ending.insert(id.clone());
                 return;
             }
@@ -43,7 +43,22 @@ impl PartitionMachine {
             self.commands.push_back(Command::Load(load));
             return;
         }
-        let keeps = backlog.quarantined || held || backlog.ends_enough() || has_its_share;
+        let overflowing = backlog.overflowing(&self.config);
+        if let Some(merchant) = manifest.as_ref().filter(|_| !overflowing.is_empty()) {
+            backlog.loading = true;
+            let load = Load::Ready {
+                merchant: id.clone(),
+                from: backlog.cursor,
+                up_to: 0,
+                limit: 0,
+                gate: Self::gate(merchant),
+                also: overflowing,
+            };
+            self.commands.push_back(Command::Load(load));
+            return;
+        }
+        let keeps =
+            backlog.quarantined || held || backlog.ends_enough(&self.config) || has_its_share;
         if keeps || self.draining || self.paused || unconfirmed {
             return;
         }
@@ -412,6 +427,13 @@ impl PartitionMachine {
             }
             self.gated.insert(id.clone());
             return self.put_back(&stored);
+        }
+        let backlog = self.backlogs.get_mut(&id);
+        if backlog.is_some_and(|backlog| backlog.overflow.remove(seq))
+            && let Some(quota) = merchant.limits.backlog
+        {
+            self.take_unloaded(&id);
+            return self.conclude_over_quota(stored, true, quota, now);
         }
         if self.is_unread(seq) {
             if stored.state.due.is_some()

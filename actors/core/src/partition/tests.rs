@@ -168,15 +168,35 @@ fn a_quota_counts_when_an_order_comes_in_and_not_when_it_is_read_again() {
     assert_eq!(machine.ended(), 1, "it came when there was no place");
 }
 
+/// What is above a quota ends at the pace of the log, and keeps nobody else from starting.
 #[test]
-fn a_flood_above_a_quota_makes_so_many_dead_letters_at_once_and_no_more() {
+fn a_flood_above_a_quota_ends_as_fast_as_the_log_takes_it() {
     let one = One::of(|merchant| merchant.limits.backlog = Some(1)).held();
     let mut machine = machine(0);
     for seq in 1..=3_000 {
         machine.read(created("luigis", seq, 1), &one, at(2));
     }
-    assert_eq!(machine.ended(), 1_000);
-    assert!(machine.unconfirmed() <= 1_000, "others start");
+    assert_eq!(machine.ended(), 1_000, "at once");
+    assert_eq!(machine.unconfirmed(), 0, "others start");
+    let (number, _) = machine.next_record(at(3)).expect("a dead letter");
+    machine.on_acked(number, number, &one, at(4));
+    let load = machine.take_commands().find_map(|command| match command {
+        Command::Load(load @ Load::Ready { .. }) => Some(load),
+        _ => None,
+    });
+    let Some(Load::Ready { also, limit: 0, .. }) = &load else {
+        panic!("{load:?}");
+    };
+    assert_eq!(also.len(), 256, "the first that wait to end");
+    let orders = also.iter().map(|seq| Stored {
+        order: created("luigis", *seq, 1),
+        state: crate::OrderState::default(),
+        deadline: u64::MAX,
+    });
+    let loaded = Loaded::Ready(Default::default(), orders.collect());
+    machine.on_loaded(load.unwrap(), loaded, &one, at(5));
+    assert_eq!(machine.ended(), 256);
+    assert_eq!(machine.stored_orders(), 1 + 3_000 - 1 - 1_000 - 256);
 }
 
 #[test]

@@ -216,6 +216,7 @@ impl PartitionMachine {
             backlog.dead_bytes += dead_bytes;
             if in_store {
                 backlog.lanes.remove(seq);
+                backlog.overflow.remove(seq);
             }
             backlog
                 .stats
@@ -527,10 +528,10 @@ impl PartitionMachine {
             backlog.finishing = backlog.finishing.saturating_sub(1);
             backlog.finished_since_purge += 1;
             if dead {
-                let enough = backlog.ends_enough();
+                let enough = backlog.ends_enough(&self.config);
                 backlog.dead = backlog.dead.saturating_sub(1);
                 backlog.dead_bytes = backlog.dead_bytes.saturating_sub(dead_bytes);
-                goes_on = enough && !backlog.ends_enough();
+                goes_on = enough && !backlog.ends_enough(&self.config);
             }
         }
         self.parked_finished(&merchant, seq, directory, now);

@@ -167,6 +167,7 @@ impl Plan {
 
 fn config(rng: &mut Rng) -> PartitionConfig {
     PartitionConfig {
+        dead_letters: *rng.pick(&[1, 3, 1_000]),
         // A few orders, or all of them.
         window_bytes: *rng.pick(&[100, 1 << 20]),
         linger: *rng.pick(&[0, 1_000, 10_000]),
