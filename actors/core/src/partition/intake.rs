@@ -181,8 +181,8 @@ impl PartitionMachine {
             self.look_later(&mut stored, &merchant, now);
         }
         self.backlogs.entry(id.clone()).or_insert_with(Backlog::new);
-        if self.is_over_quota(&stored, &merchant) {
-            return self.end_over_quota(stored, &merchant, now);
+        if let Some(quota) = self.quota_is_used_up(&stored, &merchant) {
+            return self.end_over_quota(stored, quota, now);
         }
         let held = self.keep_hold(&id, directory, now);
         let direct = !held
@@ -198,29 +198,27 @@ impl PartitionMachine {
         }
     }
 
-    /// The merchant's quota has no place for the order. It counts when the order comes in: a former
-    /// owner had room for what is read again after a take-over.
-    fn is_over_quota(&self, stored: &Stored, merchant: &Merchant) -> bool {
-        let Some((quota, backlog)) = merchant.limits.backlog.zip(self.backlogs.get(&merchant.id))
-        else {
-            return false;
-        };
+    /// The merchant's quota, when it has no place for the order. It counts when the order comes in: a
+    /// former owner had room for what is read again after a take-over.
+    fn quota_is_used_up(&self, stored: &Stored, merchant: &Merchant) -> Option<u64> {
+        let quota = merchant.limits.backlog?;
+        let backlog = self.backlogs.get(&merchant.id)?;
         let read_again = stored.order.envelope.created <= self.accepted_until;
         let tried = stored.state.first_attempt.is_some();
         let waiting = backlog.waiting() - backlog.overflow.len();
-        waiting >= quota && !read_again && !tried
+        (waiting >= quota && !read_again && !tried).then_some(quota)
     }
 
     /// At once, or as soon as the log has room for the dead letter.
-    fn end_over_quota(&mut self, stored: Stored, merchant: &Merchant, now: Now) {
-        let Some(backlog) = self.backlogs.get_mut(&merchant.id) else {
+    fn end_over_quota(&mut self, stored: Stored, quota: u64, now: Now) {
+        let Some(backlog) = self.backlogs.get_mut(&stored.order.envelope.merchant) else {
             return;
         };
         if backlog.ends_enough(&self.config) {
             backlog.overflow.insert(stored.order.seq);
             self.park(stored);
         } else {
-            self.conclude_over_quota(stored, false, merchant, now);
+            self.conclude_over_quota(stored, false, quota, now);
         }
     }
 
@@ -228,11 +226,10 @@ impl PartitionMachine {
         &mut self,
         stored: Stored,
         in_store: bool,
-        merchant: &Merchant,
+        quota: u64,
         now: Now,
     ) {
         let kind = OutcomeKind::DeadLettered(DeadReason::BacklogFull);
-        let quota = merchant.limits.backlog.unwrap_or(0);
         let why = format!("as many orders wait as the merchant's quota allows: {quota}");
         self.conclude(stored, in_store, kind, Why::from(why), now);
     }
