@@ -181,8 +181,8 @@ impl PartitionMachine {
             self.look_later(&mut stored, &merchant, now);
         }
         self.backlogs.entry(id.clone()).or_insert_with(Backlog::new);
-        if let Some(quota) = self.quota_is_used_up(&stored, &merchant) {
-            return self.end_over_quota(stored, quota, now);
+        if self.is_over_quota(&stored, &merchant) {
+            return self.end_over_quota(stored, now);
         }
         let held = self.keep_hold(&id, directory, now);
         let direct = !held
@@ -198,19 +198,21 @@ impl PartitionMachine {
         }
     }
 
-    /// The merchant's quota, when it has no place for the order. It counts when the order comes in: a
-    /// former owner had room for what is read again after a take-over.
-    fn quota_is_used_up(&self, stored: &Stored, merchant: &Merchant) -> Option<u64> {
-        let quota = merchant.limits.backlog?;
-        let backlog = self.backlogs.get(&merchant.id)?;
+    /// The merchant's quota has no place for the order. It counts when the order comes in: a former
+    /// owner had room for what is read again after a take-over.
+    fn is_over_quota(&self, stored: &Stored, merchant: &Merchant) -> bool {
+        let backlog = self.backlogs.get(&merchant.id);
+        let Some((quota, backlog)) = merchant.limits.backlog.zip(backlog) else {
+            return false;
+        };
         let read_again = stored.order.envelope.created <= self.accepted_until;
         let tried = stored.state.first_attempt.is_some();
         let waiting = backlog.waiting() - backlog.overflow.len();
-        (waiting >= quota && !read_again && !tried).then_some(quota)
+        waiting >= quota && !read_again && !tried
     }
 
     /// At once, or as soon as the log has room for the dead letter.
-    fn end_over_quota(&mut self, stored: Stored, quota: u64, now: Now) {
+    fn end_over_quota(&mut self, stored: Stored, now: Now) {
         let Some(backlog) = self.backlogs.get_mut(&stored.order.envelope.merchant) else {
             return;
         };
@@ -218,19 +220,13 @@ impl PartitionMachine {
             backlog.overflow.insert(stored.order.seq);
             self.park(stored);
         } else {
-            self.conclude_over_quota(stored, false, quota, now);
+            self.conclude_over_quota(stored, false, now);
         }
     }
 
-    pub(super) fn conclude_over_quota(
-        &mut self,
-        stored: Stored,
-        in_store: bool,
-        quota: u64,
-        now: Now,
-    ) {
+    pub(super) fn conclude_over_quota(&mut self, stored: Stored, in_store: bool, now: Now) {
         let kind = OutcomeKind::DeadLettered(DeadReason::BacklogFull);
-        let why = format!("as many orders wait as the merchant's quota allows: {quota}");
+        let why = "as many orders of the merchant waited as its quota (limits.backlog) allows";
         self.conclude(stored, in_store, kind, Why::from(why), now);
     }
 

@@ -428,12 +428,10 @@ impl PartitionMachine {
             self.gated.insert(id.clone());
             return self.put_back(&stored);
         }
-        let backlog = self.backlogs.get_mut(&id);
-        if backlog.is_some_and(|backlog| backlog.overflow.remove(seq))
-            && let Some(quota) = merchant.limits.backlog
-        {
+        let overflows = |backlog: &Backlog| backlog.overflow.contains(seq);
+        if self.backlogs.get(&id).is_some_and(overflows) {
             self.take_unloaded(&id);
-            return self.conclude_over_quota(stored, true, quota, now);
+            return self.conclude_over_quota(stored, true, now);
         }
         if self.is_unread(seq) {
             if stored.state.due.is_some()
